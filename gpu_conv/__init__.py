@@ -1,0 +1,31 @@
+"""Neural-network convolution for CuPy and NumPy arrays."""
+
+from .explain import Explanation, explain
+from .layer import Conv
+from .ops import (
+    conv,
+    conv1d,
+    conv2d,
+    conv3d,
+    conv_transpose,
+    conv_transpose1d,
+    conv_transpose2d,
+    conv_transpose3d,
+    depthwise_separable_conv2d,
+)
+
+__version__ = "0.1.0"
+__all__ = [
+    "Conv",
+    "Explanation",
+    "conv",
+    "conv1d",
+    "conv2d",
+    "conv3d",
+    "conv_transpose",
+    "conv_transpose1d",
+    "conv_transpose2d",
+    "conv_transpose3d",
+    "depthwise_separable_conv2d",
+    "explain",
+]

@@ -1,0 +1,80 @@
+"""A problem and a device -> something that runs: the NumPy engine, or a kernel launch on CuPy or in the emulator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from .arguments import Call
+from .launch import Launch, Target
+
+DEVICES = ("cpu", "cuda", "emulator")
+
+Run = Callable[[Mapping[str, Any]], None]
+
+
+def device_of(library: str, device: str | None) -> str:
+    """The device that computes for arrays of a library: "cpu", "cuda" or "emulator".
+
+    Raises:
+        ValueError: unknown name.
+        TypeError: arrays of the wrong kind for the named device.
+    """
+    if device is None:
+        return "cuda" if library == "cupy" else "cpu"
+    if device not in DEVICES:
+        raise ValueError(f"device must be None or one of {', '.join(DEVICES)}, got {device!r}")
+    needed = "cupy" if device == "cuda" else "numpy"
+    if library != needed:
+        raise TypeError(f"device={device!r} computes on {needed} arrays, got {library} arrays")
+    return device
+
+
+def target(device: str, arch: str | None = None) -> Target:
+    """The GPU that launches are planned for: the current one, the emulator's, or a known one by architecture."""
+    if arch is None and device == "cuda":
+        from .cuda import device as cuda_device
+
+        return cuda_device.target()
+    from . import emulator
+    from .cuda.targets import KNOWN_TARGETS
+
+    wanted = arch or emulator.DEFAULT_ARCH
+    if wanted not in KNOWN_TARGETS:
+        raise ValueError(f"arch={wanted!r} is unknown; known are {', '.join(KNOWN_TARGETS)}")
+    return KNOWN_TARGETS[wanted]
+
+
+def prepare(call: Call, device: str, kernel: str | None = None) -> Run:
+    """A function of the operands that writes ``y``; it may be called again with others of the same problem.
+
+    The filter and bias may be packed here, so later calls must bring the same ones.
+    """
+    problem = call.problem
+    if device == "cpu":
+        from . import cpu
+
+        if kernel is not None:
+            raise ValueError(f"kernel={kernel!r} names a CUDA kernel; NumPy arrays need device='emulator' for it")
+        ready = cpu.prepare(problem, call.operands["w"], call.operands["bias"], call.operands["w_zero_point"])
+        return lambda o: ready.run(o["x"], o["y"], o["residual"], o["x_zero_point"])
+    from . import dispatch
+
+    launch = dispatch.plan(problem, target(device), kernel)
+    run = _cuda_run() if device == "cuda" else _emulator_run()
+    return lambda operands: run(launch, operands)
+
+
+def _cuda_run() -> Callable[[Launch, Mapping[str, Any]], None]:
+    from .cuda import device
+
+    return device.run
+
+
+def _emulator_run() -> Callable[[Launch, Mapping[str, Any]], None]:
+    from . import emulator
+
+    def run(launch: Launch, operands: Mapping[str, Any]) -> None:
+        emulator.run(launch, operands)
+
+    return run

@@ -1,0 +1,130 @@
+"""Why this kernel: what ``explain`` returns and prints."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from . import execute
+from .arguments import prepare
+from .launch import Launch, Target
+from .problem import ConvProblem
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """How one convolution would run.
+
+    Attributes:
+        problem: what is computed.
+        device: "cpu", "cuda" or "emulator".
+        kernel: the chosen row of the dispatch table, or the NumPy engine's strategy.
+        rows: every row of the table, in order, with the reason why it refuses, None where it could run.
+        target: the GPU planned for; None on the CPU.
+        launch: grid, block, template arguments; None on the CPU.
+        registers, shared_bytes: per thread and per block, of the compiled kernel; None if it was not compiled.
+        flops, bytes: work and least memory traffic.
+        workspace_bytes: scratch memory.
+    """
+
+    problem: ConvProblem
+    device: str
+    kernel: str
+    rows: tuple[tuple[str, str | None], ...]
+    target: Target | None
+    launch: Launch | None
+    registers: int | None
+    shared_bytes: int | None
+    flops: int
+    bytes: int
+    workspace_bytes: int
+
+    @property
+    def floor_us(self) -> float | None:
+        """Microseconds that moving ``bytes`` takes at the target's bandwidth; None where that is not known."""
+        return self.bytes / self.target.bandwidth * 1e6 if self.target and self.target.bandwidth else None
+
+    def __str__(self) -> str:
+        lines = [str(self.problem), f"  device   {self.device}" + (f", {self.target.name}" if self.target else "")]
+        for name, reason in self.rows:
+            mark = "->" if name == self.kernel else "  "
+            lines.append(f"  {mark} {name:<18} {reason or ('chosen' if name == self.kernel else 'could run it')}")
+        if self.launch:
+            lines.append(f"  launch   {self.launch.name_expression}")
+            lines.append(f"           grid {self.launch.grid}, block {self.launch.block}")
+        if self.registers is not None:
+            lines.append(f"           {self.registers} registers, {self.shared_bytes} bytes of shared memory")
+        lines.append(f"  work     {self.flops / 1e6:.1f} MFLOP, at least {self.bytes / 1e6:.3f} MB moved")
+        if self.floor_us is not None and self.target:
+            lines.append(f"  floor    {self.floor_us:.1f} us at {self.target.bandwidth / 1e12:.2f} TB/s")
+        if self.workspace_bytes:
+            lines.append(f"  scratch  {self.workspace_bytes / 1e6:.3f} MB")
+        return "\n".join(lines)
+
+
+def explain(
+    x: Any,
+    w: Any,
+    bias: Any = None,
+    *,
+    transposed: bool = False,
+    dtype: Any = "float32",
+    arch: str | None = None,
+    kernel: str | None = None,
+    device: str | None = None,
+    **options: Any,
+) -> Explanation:
+    """Say how :func:`gpu_conv.conv` would compute this, without computing it.
+
+    Args:
+        x, w, bias: arrays, or their shapes as tuples (then of ``dtype``).
+        transposed: explain :func:`gpu_conv.conv_transpose` instead.
+        dtype: element type where shapes are given.
+        arch: plan for a known GPU of this architecture ("sm_90a"), with no GPU at hand.
+        kernel, device, **options: as in :func:`gpu_conv.conv`.
+
+    Raises:
+        ValueError, TypeError: what the call itself would raise.
+
+    Example:
+        >>> import gpu_conv
+        >>> print(gpu_conv.explain((1, 8, 16, 16), (8, 1, 3, 3), groups=8, padding=1))
+        1 x 8 -> 8 channels, 16x16 -> 16x16, filter 3x3, float32 -> float32, groups 8, padding ((1, 1), (1, 1))
+          device   cpu
+          -> depthwise          chosen
+          work     0.0 MFLOP, at least 0.017 MB moved
+    """
+    arrays = [a if a is None or hasattr(a, "dtype") else np.empty(a, np.dtype(dtype)) for a in (x, w, bias)]
+    call = prepare(*arrays, transposed=transposed, **options)
+    where = execute.device_of(call.library, device or ("emulator" if arch and call.library == "numpy" else None))
+    if where == "cpu":
+        return _on_cpu(call.problem, call.operands)
+    return _on_gpu(call.problem, where, execute.target(where, arch), kernel)
+
+
+def _on_cpu(problem: ConvProblem, operands: dict[str, Any]) -> Explanation:
+    from . import cpu
+
+    ready = cpu.prepare(problem, operands["w"], operands["bias"], operands["w_zero_point"])
+    rows = ((ready.name, None),)
+    work = (problem.flops, problem.bytes, ready.workspace_bytes)
+    return Explanation(problem, "cpu", ready.name, rows, None, None, None, None, *work)
+
+
+def _on_gpu(problem: ConvProblem, device: str, target: Target, kernel: str | None) -> Explanation:
+    from . import dispatch
+    from .cuda import CudaUnavailable, compiler
+
+    row = dispatch.select(problem, target, kernel)
+    launch = row.plan(problem, target)
+    rows = tuple((r.name, r.refuses(problem, target)) for r in dispatch.TABLE)
+    registers = shared = None
+    try:
+        compiled = compiler.compile_launch(launch, target.arch)
+        registers, shared = compiled.registers, compiled.shared_bytes + launch.shared_bytes
+    except CudaUnavailable:
+        pass  # without NVRTC the choice can still be explained
+    work = (problem.flops, problem.bytes, launch.workspace_bytes)
+    return Explanation(problem, device, row.name, rows, target, launch, registers, shared, *work)
