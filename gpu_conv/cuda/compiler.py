@@ -1,0 +1,197 @@
+"""CUDA C++ to cubin and PTX with NVRTC: one template instantiation at a time, no GPU and no driver needed.
+
+NVRTC is called directly: ``cupy.RawModule(code=...)`` would add ``-ftz=true`` (which flushes float32 subnormals) and
+the plain ``sm_90``, which has no wgmma.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import cache as once
+from types import ModuleType
+from typing import Any
+
+from gpu_conv.cuda import cache, resources
+from gpu_conv.cuda.errors import CompileError, CudaUnavailable
+from gpu_conv.cuda.source import load
+from gpu_conv.launch import Launch
+
+# Constants: they are part of the cache key. Functions without __device__ stay host functions, as with nvcc; floating
+# point stays IEEE: no -ftz, no fast math. NVRTC's own cache (it has one where there is a driver) is off: a hit in it
+# would skip ptxas, whose report is wanted.
+OPTIONS = ("--std=c++17", "--generate-line-info", "--ptxas-options=--verbose", "--no-cache")
+
+_MEMO_SIZE = 256  # kernels kept in the process, some 100 KB each
+_LOGGER = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """One kernel for one architecture.
+
+    Attributes:
+        name_expression: the instantiation, ``"direct<float, 3>"``.
+        arch: exact architecture, ``"sm_90a"``.
+        lowered: its mangled name in the binary.
+        cubin, ptx: machine code, and the text that the emulator runs.
+        log: everything that NVRTC and ptxas said.
+        registers: per thread.
+        spill_bytes, local_bytes: per thread, of device functions that were not inlined too.
+        shared_bytes: static shared memory per block.
+    """
+
+    name_expression: str
+    arch: str
+    lowered: str
+    cubin: bytes = field(repr=False)
+    ptx: str = field(repr=False)
+    log: str = field(repr=False)
+    registers: int
+    spill_bytes: int
+    local_bytes: int
+    shared_bytes: int
+
+    @property
+    def warnings(self) -> list[str]:
+        """Lines of the log in which the compiler or ptxas warns, or ptxas regrets, as in (C7510), serialised wgmma."""
+        return [line for line in self.log.splitlines() if re.search(r"\bwarning\s*[#:]|\(C\d{4}\)", line)]
+
+
+def compile(source: str, name_expression: str, arch: str) -> Compiled:
+    """Compile one instantiation, or take it from this process or from the disk cache. Thread-safe.
+
+    Args:
+        source: complete translation unit, as :func:`gpu_conv.cuda.source.load` makes it.
+        name_expression: the instantiation as C++ spells it; always spell it the same way, it is part of the cache key.
+        arch: exact architecture, ``"sm_80"`` or ``"sm_90a"``.
+
+    Raises:
+        CompileError: NVRTC refused the source, or does not know the architecture.
+        CudaUnavailable: NVRTC is not installed.
+    """
+    slot = _slot((source, name_expression, arch))
+    with slot.lock:  # threads that want the same kernel wait for one compilation, others go on
+        if slot.compiled is None:
+            slot.compiled = _from_disk_or_nvrtc(source, name_expression, arch)
+        return slot.compiled
+
+
+def compile_launch(launch: Launch, arch: str) -> Compiled:
+    """The kernel that ``launch`` asks for, compiled for ``arch``."""
+    return compile(load(launch.source), launch.name_expression, arch)
+
+
+def warm(launches: Iterable[Launch], arch: str) -> list[Compiled]:
+    """Fill the disk cache for ``arch`` on a machine that may have no GPU. Each instantiation is compiled once.
+
+    Returns:
+        The kernels, in the order in which ``launches`` first ask for them.
+    """
+    wanted = {(launch.source, launch.name_expression): launch for launch in launches}
+    return [compile_launch(launch, arch) for launch in wanted.values()]
+
+
+@dataclass
+class _Slot:
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    compiled: Compiled | None = None
+
+
+_slots: OrderedDict[tuple[str, str, str], _Slot] = OrderedDict()
+_slots_lock = threading.Lock()
+
+
+def _slot(key: tuple[str, str, str]) -> _Slot:
+    with _slots_lock:
+        slot = _slots.setdefault(key, _Slot())
+        _slots.move_to_end(key)
+        if len(_slots) > _MEMO_SIZE:
+            _slots.popitem(last=False)
+        return slot
+
+
+def _from_disk_or_nvrtc(source: str, name_expression: str, arch: str) -> Compiled:
+    nvrtc, version = _nvrtc()
+    key = cache.key(source, *OPTIONS, name_expression, arch, version)
+    if entry := cache.read(key):
+        facts, cubin, ptx = entry
+        return Compiled(name_expression, arch, cubin=cubin, ptx=ptx.decode(), **facts)  # type: ignore[arg-type]
+    start = time.perf_counter()
+    lowered, cubin, ptx, log = _run_nvrtc(nvrtc, version, source, name_expression, arch)
+    facts = {"lowered": lowered, "log": log, **vars(resources.parse(log))}
+    _LOGGER.info(
+        "compiling %s for %s: %.2f s, %d registers",
+        name_expression,
+        arch,
+        time.perf_counter() - start,
+        facts["registers"],
+    )
+    cache.write(key, facts, cubin, ptx)
+    return Compiled(name_expression, arch, cubin=cubin, ptx=ptx.decode(), **facts)  # type: ignore[arg-type]
+
+
+@once
+def _nvrtc() -> tuple[ModuleType, str]:
+    """The binding and the version of the library behind it, ``"13.0"``."""
+    try:
+        from cuda.bindings import nvrtc
+
+        _, major, minor = nvrtc.nvrtcVersion()
+    except (ImportError, RuntimeError) as error:  # RuntimeError: the binding is there, the library is not
+        raise CudaUnavailable(
+            'kernels are compiled with NVRTC, which is missing: pip install "gpu-conv[cuda13]" '
+            f'(or "gpu-conv[cuda12]", whichever fits your CuPy). {type(error).__name__}: {error}'
+        ) from error
+    return nvrtc, f"{major}.{minor}"
+
+
+def _run_nvrtc(
+    nvrtc: ModuleType, version: str, source: str, name_expression: str, arch: str
+) -> tuple[str, bytes, bytes, str]:
+    """Mangled name, cubin, PTX and log."""
+    _check_arch(nvrtc, version, arch)
+    expression = name_expression.encode()
+    program = _call(nvrtc.nvrtcCreateProgram(source.encode(), b"kernel.cu", 0, [], []))
+    try:
+        _call(nvrtc.nvrtcAddNameExpression(program, expression))
+        options = [option.encode() for option in (f"--gpu-architecture={arch}", *OPTIONS)]
+        (status,) = nvrtc.nvrtcCompileProgram(program, len(options), options)
+        log = _bytes(nvrtc.nvrtcGetProgramLogSize, nvrtc.nvrtcGetProgramLog, program).rstrip(b"\0\n ").decode()
+        if int(status):
+            raise CompileError(f"NVRTC {version} could not compile {name_expression} for {arch}:\n{log}")
+        lowered = _call(nvrtc.nvrtcGetLoweredName(program, expression)).decode()
+        cubin = _bytes(nvrtc.nvrtcGetCUBINSize, nvrtc.nvrtcGetCUBIN, program)
+        ptx = _bytes(nvrtc.nvrtcGetPTXSize, nvrtc.nvrtcGetPTX, program).rstrip(b"\0")
+    finally:
+        nvrtc.nvrtcDestroyProgram(program)
+    return lowered, cubin, ptx, log
+
+
+def _check_arch(nvrtc: ModuleType, version: str, arch: str) -> None:
+    known = _call(nvrtc.nvrtcGetSupportedArchs())
+    match = re.fullmatch(r"sm_(\d+)[af]?", arch)
+    if match is None or int(match[1]) not in known:
+        raise CompileError(
+            f"NVRTC {version} does not know the architecture {arch!r}, only {', '.join(f'sm_{n}' for n in known)} "
+            "(and their a and f variants); a newer GPU needs a newer one: pip install -U nvidia-cuda-nvrtc"
+        )
+
+
+def _call(result: tuple[Any, ...]) -> Any:
+    """The value of one NVRTC call, whose status comes first."""
+    status, *values = result
+    if int(status):
+        raise CompileError(f"NVRTC failed: {status!r}")
+    return values[0] if values else None
+
+
+def _bytes(size: Any, fetch: Any, program: Any) -> bytes:
+    buffer: bytes = b" " * _call(size(program))  # the binding writes into it
+    _call(fetch(program, buffer))
+    return buffer

@@ -1,0 +1,173 @@
+"""Launches on CuPy arrays. The only file that imports CuPy.
+
+Nothing here synchronises. A launch goes to the current stream of the device that holds the arrays, and its workspace is
+allocated in the order of that stream, so a launch can be captured in a CUDA graph once its kernel has been loaded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Mapping
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gpu_conv.cuda import compiler
+from gpu_conv.cuda.errors import CudaUnavailable
+from gpu_conv.cuda.source import load
+from gpu_conv.cuda.targets import arch_of
+from gpu_conv.launch import POINTERS, Launch, Target
+
+_OPERANDS = POINTERS[:-1]  # the workspace comes last, and from here
+_DEFAULT_SHARED = 48 * 1024  # more has to be asked for, kernel by kernel
+
+
+def run(launch: Launch, operands: Mapping[str, Any]) -> None:
+    """Enqueue ``launch`` on the current stream of the device that holds ``operands["y"]``.
+
+    Args:
+        launch: what to run. A grid with a zero is an empty result: nothing is launched.
+        operands: CuPy arrays by the names in ``POINTERS``; missing or None becomes a null pointer. ``y`` is written.
+
+    Raises:
+        ValueError: the operands are on different devices, or the launch wants more shared memory than the device has.
+        CudaUnavailable: NVRTC is missing, or the driver refuses its kernels.
+    """
+    if 0 not in launch.grid:
+        _prepare(launch, operands["y"].data.device_id)(operands)
+
+
+def target(device_id: int | None = None) -> Target:
+    """The GPU to plan for: the current device, or the one with this number.
+
+    ``bandwidth`` is the peak of its memory, two transfers per clock: an upper bound of what a copy reaches.
+
+    Raises:
+        CudaUnavailable: there is no CuPy, no driver or no such device.
+    """
+    return _target(_cupy().cuda.runtime.getDevice() if device_id is None else device_id)
+
+
+@cache
+def _target(device_id: int) -> Target:
+    cuda = _cupy().cuda
+    try:
+        attributes = cuda.Device(device_id).attributes
+        name = cuda.runtime.getDeviceProperties(device_id)["name"]
+    except cuda.runtime.CUDARuntimeError as error:
+        raise CudaUnavailable(f"there is no CUDA device {device_id}: {error}") from error
+    kilohertz, bits = attributes.get("MemoryClockRate", 0), attributes.get("GlobalMemoryBusWidth", 0)
+    return Target(
+        arch=arch_of(attributes["ComputeCapabilityMajor"], attributes["ComputeCapabilityMinor"]),
+        multiprocessors=attributes["MultiProcessorCount"],
+        shared_per_block=attributes["MaxSharedMemoryPerBlockOptin"],
+        bandwidth=2.0 * kilohertz * 1e3 * bits / 8,
+        name=name.decode() if isinstance(name, bytes) else name,
+    )
+
+
+class _Prepared:
+    """A launch bound to a loaded kernel: a call collects eight pointers and launches."""
+
+    __slots__ = ("_cuda", "_device_id", "_function", "_launch", "_params")
+
+    def __init__(self, launch: Launch, device_id: int) -> None:
+        self._cuda = _cupy().cuda
+        self._device_id = device_id
+        self._launch = launch
+        # CuPy copies a NumPy array of size one into the kernel's parameters by value.
+        self._params = np.frombuffer(launch.params, np.dtype((np.void, len(launch.params))))
+        with self._cuda.Device(device_id):
+            kernel, static_bytes = _load(launch.source, launch.name_expression, device_id)
+            _allow_shared_memory(kernel, launch, static_bytes, target(device_id))
+            self._function = kernel.kernel
+
+    def __call__(self, operands: Mapping[str, Any]) -> None:
+        if self._cuda.runtime.getDevice() == self._device_id:
+            self._enqueue(operands)
+        else:
+            with self._cuda.Device(self._device_id):
+                self._enqueue(operands)
+
+    def _enqueue(self, operands: Mapping[str, Any]) -> None:
+        launch = self._launch
+        # CuPy passes a MemoryPointer as the address (a view's offset included) and None as a null pointer.
+        arguments = [self._pointer(name, operands.get(name)) for name in _OPERANDS]
+        arguments.append(self._workspace(launch.workspace_bytes) if launch.workspace_bytes else None)
+        arguments.append(self._params)
+        self._function(launch.grid, launch.block, arguments, launch.shared_bytes)
+
+    def _pointer(self, name: str, array: Any) -> Any:
+        if array is None:
+            return None
+        pointer = array.data
+        if pointer.device_id != self._device_id:
+            raise ValueError(
+                f"all operands must be on one device: {name} is on device {pointer.device_id}, y on {self._device_id}"
+            )
+        return pointer
+
+    def _workspace(self, size: int) -> Any:
+        # CuPy's pool would hand the block to others while a captured graph still uses it on every replay; memory of
+        # malloc_async becomes a pair of nodes of the graph, which owns it.
+        capturing = self._cuda.get_current_stream().is_capturing()
+        workspace = self._cuda.malloc_async(size) if capturing else self._cuda.alloc(size)
+        workspace.memset_async(0, size)
+        return workspace
+
+
+# A launch per layer and input shape; dropping one costs its preparation, not the loaded kernel.
+_prepare = lru_cache(maxsize=4096)(_Prepared)
+
+
+@cache
+def _load(source: str, name_expression: str, device_id: int) -> tuple[Any, int]:
+    """A CuPy ``RawKernel``, loaded into ``device_id``, the current device, and its bytes of static shared memory."""
+    cupy = _cupy()
+    arch = target(device_id).arch
+    compiled = compiler.compile(load(source), name_expression, arch)
+    with tempfile.TemporaryDirectory(prefix="gpu_conv-") as directory:
+        # CuPy remembers modules by path: the digest keeps one path from ever naming two kernels.
+        path = Path(directory, f"{hashlib.sha256(compiled.cubin).hexdigest()}.cubin")
+        path.write_bytes(compiled.cubin)
+        try:
+            return cupy.RawModule(path=str(path)).get_function(compiled.lowered), compiled.shared_bytes
+        except cupy.cuda.driver.CUDADriverError as error:
+            raise CudaUnavailable(
+                f"the driver refuses {name_expression}, compiled for {arch}: update the driver, or install the NVRTC "
+                f'that fits it with pip install "gpu-conv[cuda12]" or "gpu-conv[cuda13]". {error}'
+            ) from error
+
+
+def _allow_shared_memory(kernel: Any, launch: Launch, static_bytes: int, target: Target) -> None:
+    total = static_bytes + launch.shared_bytes
+    if total > target.shared_per_block:
+        raise ValueError(
+            f"{launch.name_expression} needs {total} bytes of shared memory per block, "
+            f"{target.name} allows {target.shared_per_block}"
+        )
+    if total > _DEFAULT_SHARED:
+        # All that the device allows: launches of one kernel differ in size, and a later one must not lower the limit.
+        kernel.max_dynamic_shared_size_bytes = target.shared_per_block - static_bytes
+
+
+@cache
+def _cupy() -> Any:
+    """CuPy with a driver that works."""
+    try:
+        import cupy
+    except ImportError as error:
+        raise CudaUnavailable(
+            f'a GPU needs CuPy: pip install "gpu-conv[cuda13]" (or "gpu-conv[cuda12]" for an older driver). {error}'
+        ) from error
+    try:
+        cupy.cuda.runtime.getDeviceCount()
+    except cupy.cuda.runtime.CUDARuntimeError as error:
+        raise CudaUnavailable(
+            "CuPy finds no NVIDIA driver that it can use: install one (nvidia-smi shows its version), or take the CuPy "
+            f'that fits it with pip install "gpu-conv[cuda12]". {error}'
+        ) from error
+    return cupy
