@@ -112,7 +112,7 @@ def prepare(
     y_view = View(y_axes, (x6.shape[0], *w6.shape[:2], *geometry.out_spatial))
     y6 = y_view(result)
     residual6 = None if residual is None else y_view(_same_as_output(residual, user_shape, y_layout, dtypes.out))
-    bias1 = _bias(bias, shape[1], dtypes, xp)
+    bias1 = _bias(bias, shape[1], (1,) * y_axes[1] + (-1,) + (1,) * (nd + 1 - y_axes[1]), dtypes, xp)
     zero_points = _zero_points(x_zero_point, w_zero_point, dtypes, shape[1], xp)
     problem = ConvProblem(
         x=_tensor(x6),
@@ -240,17 +240,24 @@ def _same_as_output(array: Array, shape: tuple[int, ...], layout: str, dtype: st
     return array
 
 
-def _bias(bias: Array | None, channels: int, dtypes: Dtypes, xp: Any) -> Array | None:
-    """The bias as a contiguous vector in the accumulation dtype, or in the output's where it has that already."""
+def _bias(bias: Array | None, channels: int, form: tuple[int, ...], dtypes: Dtypes, xp: Any) -> Array | None:
+    """The bias as a contiguous vector in the accumulation dtype, or in the output's where it has that already.
+
+    ``form`` is the shape of a bias that broadcasts to the output, with -1 on the channel axis.
+    """
     if bias is None:
         return None
-    if tuple(bias.shape) != (channels,):
-        raise ValueError(f"bias must have the shape ({channels},), one per output channel, got {tuple(bias.shape)}")
-    found = dtype_name(bias, "bias")
-    if kind(found) != kind(dtypes.accumulate):
-        raise TypeError(f"bias must be {kind(dtypes.accumulate)} like the {dtypes.accumulate} sum, got {found}")
-    keep = found if found in (dtypes.accumulate, dtypes.out) else dtypes.accumulate
-    return xp.ascontiguousarray(bias, dtype=np.dtype(keep))
+    found, allowed = tuple(bias.shape), [(channels,), (1,)]
+    allowed += [tuple(size if f == -1 else 1 for f in form) for (size,) in allowed]
+    if found not in allowed:
+        raise ValueError(
+            f"bias must have the shape ({channels},), one per output channel, or {allowed[2]}, got {found}"
+        )
+    dtype = dtype_name(bias, "bias")
+    if kind(dtype) != kind(dtypes.accumulate):
+        raise TypeError(f"bias must be {kind(dtypes.accumulate)} like the {dtypes.accumulate} sum, got {dtype}")
+    keep = dtype if dtype in (dtypes.accumulate, dtypes.out) else dtypes.accumulate
+    return xp.ascontiguousarray(xp.broadcast_to(bias.reshape(-1), (channels,)), dtype=np.dtype(keep))
 
 
 def _activation(value: Any, dtypes: Dtypes) -> Activation | None:

@@ -37,7 +37,7 @@ class Spatial:
         if isinstance(pads, str):
             dilated = [(n - 1) * step + 1 if n else 0 for n, step in zip(self.sizes, ld, strict=True)]
             pads = tuple(opt.same_padding(pads, *axis) for axis in zip(dilated, self.filter, s, d, strict=True))
-        return self._geometry(s, pads, d, ld, pads)
+        return self._geometry(s, pads, d, ld)
 
     def transposed(
         self, strides: Any, padding: Any, dilations: Any, output_padding: Any, output_sizes: Any
@@ -56,7 +56,13 @@ class Spatial:
             least = tuple(f - lo - hi for f, (lo, hi) in zip(full, pads, strict=True))
             extra = self._output_sizes(output_sizes, least, s, extra)
         inner = tuple((r - lo, r - hi + e) for r, (lo, hi), e in zip(reach, pads, extra, strict=True))
-        return self._geometry((1,) * rank, inner, d, s, pads)
+        geometry = self._geometry((1,) * rank, inner, d, s)
+        if not all(geometry.out_spatial):
+            raise ValueError(
+                f"the output would have the spatial size {geometry.out_spatial}: padding {pads} removes all of it; "
+                f"{self.context}"
+            )
+        return geometry
 
     def _geometry(
         self,
@@ -64,15 +70,9 @@ class Spatial:
         padding: opt.Pairs,
         dilations: tuple[int, ...],
         input_dilations: tuple[int, ...],
-        given_padding: opt.Pairs,
     ) -> Geometry:
         axes = zip(self.sizes, self.filter, strides, padding, dilations, input_dilations, strict=True)
         out = tuple(output_size(n, k, s, lo, hi, d, ld) for n, k, s, (lo, hi), d, ld in axes)
-        if not all(out):
-            raise ValueError(
-                f"the output would have the spatial size {out}: the filter {self.filter} with dilations {dilations} "
-                f"must fit into the input {self.sizes} with padding {given_padding}; {self.context}"
-            )
         return Geometry(strides, padding, dilations, input_dilations, out)
 
     def _output_sizes(

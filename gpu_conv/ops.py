@@ -98,7 +98,7 @@ def conv(
         x: input ``[n, c, *spatial]`` in ``input_layout``; NumPy (computed on the CPU) or CuPy (on the current stream).
             float16, bfloat16, float32, float64, int8, uint8; on the CPU also other integers and complex numbers.
         w: filter ``[o, c / groups, *filter]`` in ``filter_layout``, of x's dtype (int8 and uint8 may mix).
-        bias: ``[o]``, or None.
+        bias: ``[o]`` (or one value, or an array that broadcasts to the result along its channel axis), or None.
         strides: step of the filter, an integer or one per axis.
         padding: zeros around the input: an integer, one per axis, one ``(lo, hi)`` pair per axis (negative crops), or
             "valid", "same_upper", "same_lower" (output ``ceil(size / stride)``, the odd zero at the end or the start).
@@ -123,7 +123,8 @@ def conv(
 
     Returns:
         ``[n, o, *out_spatial]`` in ``output_layout``, with
-        ``out = (lo + (size - 1) * input_dilation + 1 + hi - (filter - 1) * dilation - 1) // stride + 1`` per axis.
+        ``out = (lo + (size - 1) * input_dilation + 1 + hi - (filter - 1) * dilation - 1) // stride + 1`` per axis;
+        0, and so an empty result, where the dilated filter does not fit into the padded input (as in XLA).
 
     Raises:
         ValueError: shapes or values that break a rule, before anything is computed.

@@ -1,5 +1,6 @@
 """Options and fixtures of the whole suite."""
 
+import importlib.util
 import os
 
 import numpy as np
@@ -10,6 +11,28 @@ def pytest_addoption(parser):
     parser.addoption(
         "--configurations", type=int, default=2000, help="random configurations per run of the tests against peers"
     )
+
+
+def pytest_collection_modifyitems(items):
+    """Only two kinds of tests may be left out, and .ci/run knows them by these reasons."""
+    if not all(importlib.util.find_spec(name) for name in ("torch", "jax", "cupy")):
+        _skip(items, "peers", "needs the extra peers")
+    if not _cuda_device():
+        _skip(items, "gpu", "needs a CUDA device")
+
+
+def _skip(items, marker, reason):
+    for item in items:
+        if item.get_closest_marker(marker):
+            item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def _cuda_device():
+    if not importlib.util.find_spec("cupy"):
+        return False
+    import cupy
+
+    return cupy.cuda.is_available()
 
 
 @pytest.fixture(scope="session")

@@ -52,12 +52,6 @@ WRONG = {
     "channels differ": (conv(array(1, 5, 8, 8)), ValueError, r"c of x == groups \* i of w; got x \(1, 5, 8, 8\)"),
     "channels differ nhwc": (conv(array(1, 8, 8, 5), input_layout="nhwc"), ValueError, r"x \(1, 8, 8, 5\) \(nhwc\)"),
     "filter rank": (conv(w=array(4, 6, 3)), ValueError, r"4 axes of its layout; got x .* w \(4, 6, 3\) \(oihw\)"),
-    "filter does not fit": (
-        conv(array(1, 6, 2, 8)),
-        ValueError,
-        r"spatial size \(0, 6\).*must fit into the input \(2, 8\)",
-    ),
-    "dilated filter does not fit": (conv(dilations=4), ValueError, r"dilations \(4, 4\) must fit"),
     "filter size zero": (conv(w=array(4, 6, 0, 3)), ValueError, "filter sizes must be at least 1"),
     "no channel axis": (conv(array(6), array(4)), ValueError, r"x needs a batch and a channel axis, got x \(6,\)"),
     "five-axis filter, wrong g": (
@@ -65,7 +59,6 @@ WRONG = {
         ValueError,
         "the g axis of w must equal groups=2",
     ),
-    "cropped away": (conv(padding=-4), ValueError, r"spatial size \(0, 0\)"),
     "conv1d rank": (
         lambda: gpu_conv.conv1d(X, W),
         ValueError,
@@ -88,7 +81,6 @@ WRONG = {
     "strides None": (conv(strides=None), TypeError, "strides must be an integer, got None"),
     "strides overflow": (conv(strides=2**70), ValueError, "strides must fit in 64 bits"),
     "dilations zero": (conv(dilations=0), ValueError, "dilations must be at least 1, got 0"),
-    "dilations huge": (conv(dilations=2**40), ValueError, "must fit into the input"),
     "input dilations zero": (conv(input_dilations=(1, 0)), ValueError, r"input_dilations\[1\] must be at least 1"),
     "padding name": (
         conv(padding="same"),
@@ -127,7 +119,7 @@ WRONG = {
     "bias shape": (
         conv(bias=array(6)),
         ValueError,
-        r"bias must have the shape \(4,\), one per output channel, got \(6,\)",
+        r"bias must have the shape \(4,\), one per output channel, or .* got \(6,\)",
     ),
     "bias rank": (conv(bias=array(1, 4)), ValueError, r"bias must have the shape \(4,\)"),
     "bias dtype": (conv(bias=np.ones(4, np.int32)), TypeError, "bias must be floating like the float32 sum, got int32"),

@@ -7,11 +7,13 @@ the plain ``sm_90``, which has no wgmma.
 from __future__ import annotations
 
 import logging
+import os
 import re
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache as once
 from types import ModuleType
@@ -87,14 +89,20 @@ def compile_launch(launch: Launch, arch: str) -> Compiled:
     return compile(load(launch.source), launch.name_expression, arch)
 
 
-def warm(launches: Iterable[Launch], arch: str) -> list[Compiled]:
+def warm(launches: Iterable[Launch], arch: str, threads: int | None = None) -> list[Compiled]:
     """Fill the disk cache for ``arch`` on a machine that may have no GPU. Each instantiation is compiled once.
+
+    Args:
+        launches: what will be launched.
+        arch: exact architecture, ``"sm_90a"``.
+        threads: compilations at a time; one per processor without it.
 
     Returns:
         The kernels, in the order in which ``launches`` first ask for them.
     """
     wanted = {(launch.source, launch.name_expression): launch for launch in launches}
-    return [compile_launch(launch, arch) for launch in wanted.values()]
+    with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
+        return list(pool.map(lambda launch: compile_launch(launch, arch), wanted.values()))
 
 
 @dataclass

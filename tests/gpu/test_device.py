@@ -127,10 +127,10 @@ def test_launches_follow_the_order_of_their_own_stream():
         stream = cupy.cuda.Stream(non_blocking=True)
         with stream:
             x, y = cupy.full(count, np.nan, "float32"), cupy.full(count, np.nan, "float32")
-            final, load = integers(count) + number, cupy.ones((2048, 2048), "float32")
+            final, load = integers(count) + number, cupy.ones(1 << 27, "float32")
             stream.synchronize()
-            for _ in range(30):
-                load = load * np.float32(1.0) + np.float32(1e-9)
+            for _ in range(20):  # some milliseconds, even on the fastest memory
+                load *= 2
             x[...] = final
             device.run(launch, {"x": x, "y": y})
             results.append((stream, final, y))

@@ -1,0 +1,68 @@
+"""Output side: a block of sums -> ``activation(sum + bias + residual)`` in y, with one rounding."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ..problem import ConvProblem
+from .scratch import Array
+
+TILE = 1 << 16  # elements: a bias repeated along the last spatial axis is added twice as fast if it stays cached
+
+
+class Epilogue:
+    """Bias, residual, activation and conversion of blocks in a strategy's working order.
+
+    Args:
+        problem: what is convolved.
+        bias: with the shape of a block's channel axes, or None.
+        carrier: dtype of the sums: the problem's own, or a float that holds its integer sums exactly.
+        channels_last: whether blocks are ``(*spatial, *channels)``, or ``(*channels, *spatial)``.
+    """
+
+    def __init__(self, problem: ConvProblem, bias: Array | None, carrier: np.dtype[Any], channels_last: bool) -> None:
+        self._activation = problem.activation
+        self._sum = np.dtype(problem.accumulate)
+        self._last = channels_last
+        self._convert = carrier != self._sum
+        self._bias: Array | None = None
+        self._width = 0  # index of the last spatial axis in a block, from the end, where the bias is repeated along it
+        if bias is None:
+            return
+        self._bias = bias.astype(self._sum)
+        if not channels_last:
+            self._bias = self._bias.reshape(*bias.shape, *[1] * problem.rank)
+        elif problem.rank and problem.out_spatial[-1] * bias.size <= TILE:
+            self._width = -1 - bias.ndim
+            self._bias = np.ascontiguousarray(np.broadcast_to(self._bias, (problem.out_spatial[-1], *bias.shape)))
+
+    def __call__(self, sums: Array, y: Array, residual: Array | None = None, channels: slice = slice(None)) -> None:
+        """Finish one block.
+
+        Args:
+            sums: overwritten; may be ``y``.
+            y, residual: shaped like ``sums``.
+            channels: which of the first channel axis the block holds, where channels come first.
+        """
+        if self._convert:
+            sums = sums.astype(np.int64).astype(self._sum)  # exact, then modulo 2^32
+        target = y if y.dtype == sums.dtype else sums
+        addends = [a for a in (self._bias_for(sums, channels), residual) if a is not None]
+        for i, addend in enumerate(addends, 1):
+            last = i == len(addends) and self._activation is None
+            np.add(sums, addend, out=target if last else sums, dtype=sums.dtype, casting="unsafe")
+        if self._activation is not None:
+            self._activation(sums, out=target)
+        elif not addends and target is not sums:
+            np.copyto(target, sums)
+        if target is not y:
+            np.copyto(y, sums, casting="unsafe")
+
+    def _bias_for(self, sums: Array, channels: slice) -> Array | None:
+        if self._bias is None:
+            return None
+        if self._last:
+            return self._bias[: sums.shape[self._width]] if self._width else self._bias
+        return self._bias[channels]

@@ -1,0 +1,128 @@
+"""Dense and grouped convolutions of any rank: blocks of the output as matrix products.
+
+The columns of a block (every input element that its outputs read, once per tap) are copied through one overlapping view
+of the staged image and multiplied while they lie in the cache. The copy is bounded by ``COLUMNS``, whatever the layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import product
+from math import prod
+from typing import Any
+
+import numpy as np
+from numpy.lib.stride_tricks import as_strided
+
+from ..problem import ConvProblem
+from .epilogue import Epilogue
+from .prepared import Prepared, not_a_gemm
+from .scratch import Array, take
+from .staging import Staging
+from .views import channels_are_last, merged
+
+Box = tuple[slice, ...]  # a part of the output grid, one slice per spatial axis
+
+COLUMNS = 1 << 18  # elements of the columns of a block: 1 MiB in float32
+NARROW = 16  # input channels per group below which a tap's run is too short with channels last: runs of pixels instead
+
+
+class Im2col(Prepared):
+    """Any filter, groups and padding."""
+
+    name = "im2col_matmul"
+
+    @classmethod
+    def refuses(cls, problem: ConvProblem) -> str | None:
+        if problem.rank == 0:
+            return "it needs a spatial axis"
+        return not_a_gemm(problem)
+
+    def __init__(self, problem: ConvProblem, weights: Array, bias: Array | None, carrier: np.dtype[Any]) -> None:
+        super().__init__(problem, weights, bias, carrier)
+        self._last = channels_are_last(problem.y) and (problem.groups == 1 or problem.in_per_group >= NARROW)
+        self._weights = _packed(weights, carrier, self._last)
+        self._staging = Staging(problem, carrier, self._last, dense=False)
+        # One group at a time: its columns are few, and the products are plain two-dimensional ones.
+        shaped = [None] * problem.groups if bias is None else bias.reshape(problem.groups, -1)
+        self._epilogues = [Epilogue(problem, b, carrier, self._last) for b in shaped]
+        self._boxes = list(_boxes(problem.out_spatial, max(1, COLUMNS // problem.taps)))
+        pixels = max(prod(s.stop - s.start for s in box) for box in self._boxes)
+        columns, sums = pixels * problem.taps, pixels * problem.out_per_group
+        self._specs = (self._staging.spec, ((columns,), carrier), ((sums,), carrier))
+
+    def _run(self, x: Array, y: Array, residual: Array | None, zero_point: Array | None) -> None:
+        work, columns, scratch = take(*self._specs)
+        direct = self._in_place(y, residual)
+        for i in range(self.problem.batch):
+            staged = self._staging(x, i, work, zero_point)[0]
+            for g, epilogue in enumerate(self._epilogues):
+                windows = self._windows(staged[..., g, :] if self._last else staged[g])
+                target = self._group(y, i, g)
+                rest = None if residual is None else self._group(residual, i, g)
+                for box in self._boxes:
+                    block = target[self._cut(box)]
+                    products = self._matrix(block) if direct else None
+                    sums = block
+                    if products is None:
+                        sums = scratch[: block.size].reshape(block.shape)
+                        products = self._matrix(sums)
+                    self._multiply(windows, box, g, columns, products)
+                    epilogue(sums, block, None if rest is None else rest[self._cut(box)])
+
+    def _group(self, y: Array, i: int, g: int) -> Array:
+        """Outputs of a group in image i: ``(*out_spatial, o)`` with channels last, else ``(o, *out_spatial)``."""
+        view: Array = y[i, g]
+        return view.transpose(*range(1, view.ndim), 0) if self._last else view
+
+    def _cut(self, box: Box) -> Box:
+        return box if self._last else (slice(None), *box)
+
+    def _windows(self, image: Array) -> Array:
+        """``(*out_spatial, *filter, c)`` or ``(c, *filter, *out_spatial)``: what every output of a group reads."""
+        p = self.problem
+        spatial = image.strides[:-1] if self._last else image.strides[1:]
+        steps = tuple(s * b for s, b in zip(p.strides, spatial, strict=True))
+        taps = tuple(d * b for d, b in zip(p.dilations, spatial, strict=True))
+        if self._last:
+            return as_strided(image, (*p.out_spatial, *p.filter, image.shape[-1]), (*steps, *taps, image.strides[-1]))
+        return as_strided(image, (len(image), *p.filter, *p.out_spatial), (image.strides[0], *taps, *steps))
+
+    def _multiply(self, windows: Array, box: Box, g: int, columns: Array, products: Any) -> None:
+        taps = self.problem.taps
+        window = windows[box if self._last else (slice(None),) * (1 + self.problem.rank) + box]
+        block = columns[: window.size].reshape(window.shape)
+        np.copyto(block, window)
+        if self._last:
+            np.matmul(block.reshape(-1, taps), self._weights[g], out=products)
+        else:
+            np.matmul(self._weights[g], block.reshape(taps, -1), out=products)
+
+    def _matrix(self, block: Array) -> Array | None:
+        """A block as ``(pixels, o)`` or ``(o, pixels)`` that BLAS can write, or None."""
+        matrix = merged(block, 0, block.ndim - 1) if self._last else merged(block, 1, block.ndim)
+        return matrix if matrix is not None and matrix.strides[-1] == matrix.itemsize else None
+
+
+def _packed(weights: Array, carrier: np.dtype[Any], channels_last: bool) -> Array:
+    """Filters as the matrices that multiply the columns: ``(g, taps * c, o)`` or ``(g, o, c * taps)``."""
+    if channels_last:
+        weights = weights.transpose(0, *range(3, weights.ndim), 2, 1)
+        return np.ascontiguousarray(weights, carrier).reshape(len(weights), -1, weights.shape[-1])
+    return np.ascontiguousarray(weights, carrier).reshape(*weights.shape[:2], -1)
+
+
+def _boxes(sizes: tuple[int, ...], limit: int) -> Iterator[Box]:
+    """Contiguous boxes of at most ``limit`` points: whole inner axes, a part of one, single outer points."""
+    inner, axis = 1, len(sizes)
+    while axis and inner * sizes[axis - 1] <= limit:
+        axis -= 1
+        inner *= sizes[axis]
+    if not axis:
+        yield tuple(slice(0, n) for n in sizes)
+        return
+    cut = max(1, limit // inner)
+    starts = [range(n) for n in sizes[: axis - 1]] + [range(0, sizes[axis - 1], cut)]
+    for corner in product(*starts):
+        box = [slice(c, c + 1) for c in corner[:-1]] + [slice(corner[-1], min(corner[-1] + cut, sizes[axis - 1]))]
+        yield (*box, *(slice(0, n) for n in sizes[axis:]))

@@ -1,0 +1,97 @@
+"""1x1 convolutions: matrix products over blocks of pixels, written straight into y where it has the right form."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from ..problem import ConvProblem
+from .epilogue import Epilogue
+from .prepared import Prepared, not_a_gemm
+from .scratch import Array, take
+from .staging import copy
+from .views import channels_are_last, cut, merged, working_order
+
+BLOCK = 1 << 17  # output elements of a block: bias and activation find it in the L2 cache (20 % of 112x112x96)
+
+
+class Pointwise(Prepared):
+    """A filter of one element on unpadded input, any strides, groups and rank (0 included)."""
+
+    name = "pointwise_matmul"
+
+    @classmethod
+    def refuses(cls, problem: ConvProblem) -> str | None:
+        if not problem.is_pointwise:
+            return "it needs a 1x1 filter without padding"
+        return not_a_gemm(problem)
+
+    def __init__(self, problem: ConvProblem, weights: Array, bias: Array | None, carrier: np.dtype[Any]) -> None:
+        super().__init__(problem, weights, bias, carrier)
+        self._last = channels_are_last(problem.y)
+        matrix = weights.reshape(weights.shape[:3])  # (g, o, c)
+        self._weights = np.ascontiguousarray(matrix.swapaxes(1, 2) if self._last else matrix, carrier)
+        shaped = None if bias is None else bias.reshape(problem.y.shape[1:3])
+        self._epilogue = Epilogue(problem, shaped, carrier, self._last)
+        pixels = zip(problem.out_spatial, problem.strides, strict=True)
+        self._read = tuple(slice(0, (n - 1) * s + 1, s) for n, s in pixels)
+        # A block is some rows of one image, or some images; one smaller than the weights would mostly pack weights.
+        self._height = problem.out_spatial[0] if problem.rank else 1
+        row = prod(problem.out_spatial[1:])
+        wanted = max(BLOCK, weights.size)
+        self._rows = max(1, min(self._height, wanted // (row * problem.out_channels)))
+        whole = self._last and self._rows == self._height
+        image = self._height * row * problem.out_channels
+        self._images = max(1, min(problem.batch, wanted // image)) if whole else 1
+        block = self._images * self._rows * row
+        self._specs = (((block * problem.in_channels,), carrier), ((block * problem.out_channels,), carrier))
+
+    def _run(self, x: Array, y: Array, residual: Array | None, zero_point: Array | None) -> None:
+        x = cut(x, self._read)
+        convert = x.dtype != self.carrier or zero_point is not None
+        direct = self._in_place(y, residual)
+        work, scratch = take(*self._specs)
+        blocks = zip(self._blocks(x), self._blocks(y), self._blocks(y if residual is None else residual), strict=True)
+        for source, target, rest in blocks:
+            pixels = None if convert else self._matrices(source)
+            if pixels is None or not (_unit(pixels, 1) or _unit(pixels, 2)):
+                block = work[: source.size].reshape(source.shape)
+                copy(block, source, zero_point)
+                pixels = self._matrices(block)
+            products, sums = self._matrices(target) if direct else None, target
+            if products is None or not _unit(products, 2):
+                sums = scratch[: target.size].reshape(target.shape)
+                products = self._matrices(sums)
+            self._multiply(pixels, products)
+            self._epilogue(sums, target, None if residual is None else rest)
+
+    def _multiply(self, pixels: Any, products: Any) -> None:
+        left, right = (pixels, self._weights) if self._last else (self._weights, pixels)
+        if self.problem.groups == 1:
+            np.matmul(left[0], right[0], out=products[0])
+        else:
+            np.matmul(left, right, out=products)
+
+    def _blocks(self, view: Array) -> Iterator[Array]:
+        """``(images, rows, ..., g, c)`` with channels last, else ``(g, c, rows, ...)``."""
+        if not self.problem.rank:
+            view = view[..., np.newaxis]
+        for i in range(0, len(view), self._images):
+            images = working_order(view[i : i + self._images], True, lead=1) if self._last else view[i]
+            for r in range(0, self._height, self._rows):
+                rows = slice(r, r + self._rows)
+                yield images[:, rows] if self._last else images[:, :, rows]
+
+    def _matrices(self, block: Array) -> Array | None:
+        """One matrix per group: ``(g, pixels, c)`` with channels last, else ``(g, c, pixels)``; None if not a view."""
+        if not self._last:
+            return merged(block, 2, block.ndim)
+        matrix = merged(block, 0, block.ndim - 2)
+        return None if matrix is None else matrix.swapaxes(0, 1)
+
+
+def _unit(matrices: Array, axis: int) -> bool:
+    return matrices.shape[axis] == 1 or matrices.strides[axis] == matrices.itemsize

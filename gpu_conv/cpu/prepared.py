@@ -1,0 +1,76 @@
+"""What every strategy offers: a name, its memory, and ``run``."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
+
+import numpy as np
+
+from ..problem import ConvProblem
+from .scratch import Array, Spec, nbytes
+
+
+class Prepared(ABC):
+    """One convolution with its weights packed; usable from several threads at once.
+
+    Args:
+        problem: what to compute.
+        weights: the filter ``(g, o, c, *filter)`` without its zero point.
+        bias: ``(g * o,)`` or None.
+        carrier: dtype of products and sums: ``problem.accumulate``, or a float that holds its integers exactly.
+
+    Attributes:
+        name: of the strategy, for ``explain``.
+    """
+
+    name: ClassVar[str]
+
+    def __init__(self, problem: ConvProblem, weights: Array, bias: Array | None, carrier: np.dtype[Any]) -> None:
+        self.problem = problem
+        self.carrier = carrier
+        self._specs: tuple[Spec, ...] = ()
+
+    @classmethod
+    @abstractmethod
+    def refuses(cls, problem: ConvProblem) -> str | None:
+        """Why this strategy cannot compute the problem, in one line; None if it can."""
+
+    @property
+    def workspace_bytes(self) -> int:
+        """Memory that a run uses beyond operands and packed weights; taken from the thread's scratch block."""
+        return nbytes(*self._specs)
+
+    def run(self, x: Array, y: Array, residual: Array | None = None, x_zero_point: Array | int | None = None) -> None:
+        """Convolve ``x`` into ``y``.
+
+        Args:
+            x: ``(n, g, c, *spatial)``, any strides.
+            y: ``(n, g, o, *out_spatial)``, any strides; written. Shares no memory with ``x``.
+            residual: added before the activation, shaped like ``y``; may be ``y`` itself.
+            x_zero_point: the integer to subtract from ``x``; wanted exactly if ``problem.x_zero_point``.
+        """
+        zero_point = np.asarray(x_zero_point, np.int32).reshape(()) if self.problem.x_zero_point else None
+        with np.errstate(all="ignore"):  # Inf and NaN are data here, and integers wrap
+            self._run(x, y, residual, zero_point)
+
+    @abstractmethod
+    def _run(self, x: Array, y: Array, residual: Array | None, zero_point: Array | None) -> None: ...
+
+    def _in_place(self, y: Array, residual: Array | None) -> bool:
+        """Whether sums may be collected in y itself."""
+        return y.dtype == self.carrier and (residual is None or not np.may_share_memory(y, residual))
+
+
+def not_a_gemm(problem: ConvProblem) -> str | None:
+    """Why fast multiplication of floats cannot compute the problem."""
+    if problem.y.size == 0 or problem.taps == 0:
+        return "nothing is multiplied"
+    if any(d > 1 for d in problem.input_dilations):
+        return "the input is dilated"
+    if problem.x.dtype not in _FAST:
+        return f"{problem.x.dtype} products have no fast path in NumPy"
+    return None
+
+
+_FAST = ("float16", "bfloat16", "float32", "float64", "complex64", "complex128", "int8", "uint8")

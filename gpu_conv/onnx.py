@@ -1,0 +1,18 @@
+"""ONNX models on NumPy or CuPy arrays, every convolution done by this package.
+
+Example:
+    >>> model = gpu_conv.onnx.load("mobilenet_v2.onnx")         # doctest: +SKIP
+    >>> outputs = model({"input": pictures})                    # doctest: +SKIP
+    >>> print(model.profile(pictures))                          # doctest: +SKIP
+
+Needs the extra ``onnx``.
+"""
+
+from __future__ import annotations
+
+from .graph.errors import ModelError, ModelTypeError
+from .graph.ir import Port
+from .graph.model import Model, load
+from .graph.profile import Profile, Record
+
+__all__ = ["Model", "ModelError", "ModelTypeError", "Port", "Profile", "Record", "load"]

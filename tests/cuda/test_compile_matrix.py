@@ -1,0 +1,56 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.cuda import tiny
+
+pytest.importorskip("cuda.bindings.nvrtc")
+runner = pytest.importorskip("typer.testing").CliRunner()
+
+
+@pytest.fixture
+def matrix(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+    import compile_matrix
+
+    monkeypatch.setattr(compile_matrix.source, "load", lambda name: tiny.TEXT)
+    return compile_matrix
+
+
+def invoke(matrix, *arguments):
+    import typer
+
+    app = typer.Typer()
+    app.command()(matrix.main)
+    return runner.invoke(app, arguments)
+
+
+def test_every_instantiation_once_for_every_architecture(matrix):
+    pairs = [("tiny.cu", "tiny<float, 3>"), ("tiny.cu", "tiny<float, 4>"), ("tiny.cu", "tiny<float, 3>")]
+    builds = list(matrix.compile_all(pairs, ("sm_80", "sm_120")))
+    assert [(one.name, one.arch) for one in builds] == [
+        (name, arch) for name in ("tiny<float, 3>", "tiny<float, 4>") for arch in ("sm_80", "sm_120")
+    ]
+    assert all(one.is_clean and one.registers > 0 for one in builds)
+
+
+def test_spills_local_memory_and_errors_are_not_clean(matrix):
+    names = ("spills<float>", "frames<float>", "nothing<float>")
+    spills, frames, nothing = matrix.compile_all([("tiny.cu", name) for name in names], ["sm_80"])
+    assert spills.spill_bytes > 0
+    assert frames.local_bytes == 256
+    assert "nothing" in nothing.error
+    assert not any(one.is_clean for one in (spills, frames, nothing))
+
+
+def test_the_command_writes_json_and_fails_for_a_kernel_that_is_not_clean(matrix, tmp_path):
+    file = tmp_path / "matrix.json"
+    result = invoke(matrix, "tiny.cu:tiny<float, 3>", "--arch", "sm_80", "--json", str(file))
+    assert result.exit_code == 0, result.output
+    assert "tiny<float, 3>" in result.output
+    (row,) = json.loads(file.read_text())
+    assert (row["source"], row["name"], row["arch"], row["error"]) == ("tiny.cu", "tiny<float, 3>", "sm_80", None)
+    result = invoke(matrix, "tiny.cu:tiny<float, 3>", "tiny.cu:frames<float>", "--arch", "sm_80")
+    assert result.exit_code == 1
+    assert "L256" in result.output
