@@ -1,0 +1,196 @@
+"""Loads and stores of global memory (and of the constant and parameter windows, which live in the same space)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .counters import count_distinct
+from .lanes import Active, Empty, Indices, Lanes, Value, compact, expand, spread
+from .memory import Allocation, shift
+
+if TYPE_CHECKING:
+    from .machine import Machine
+    from .program import Site
+
+_SECTOR_SHIFT = 5
+_U64 = 2**64 - 1
+
+
+class GlobalMemory:
+    """What the blocks of a chunk see of the address space of the launch."""
+
+    def __init__(self, machine: Machine) -> None:
+        self.machine = machine
+        self.space = machine.launch.space
+
+    def locate(
+        self, site: Site, address: Value, lanes: Lanes, immediate: int, size: int, *, write: bool,
+        align: int | None = None,
+    ) -> list[tuple[Allocation, Value, Lanes]]:  # fmt: skip
+        """Check the addresses of the active lanes and sort them by allocation.
+
+        Returns (allocation, offsets of its active lanes, those lanes). One entry if all is well and every lane uses
+        the same allocation; faulty lanes are reported and left out. ``align`` defaults to the size.
+        """
+        align = align or size
+        address = compact(lanes, address)
+        first = int(address if np.ndim(address) == 0 else address[0]) + immediate & _U64
+        allocation = self.space.at(first)
+        if allocation is not None and (allocation.writable or not write):
+            offset = address - np.uint64((allocation.base - immediate) & _U64)
+            if self._inside(allocation, offset, size, align):
+                return [(allocation, offset.astype(np.int64), lanes)]
+        return self._locate_each(site, address + np.uint64(immediate & _U64), lanes, size, align, write)
+
+    def _inside(self, allocation: Allocation, offset: Value, size: int, align: int) -> bool:
+        if np.ndim(offset) == 0:
+            return allocation.low <= int(offset) <= allocation.high - size and int(offset) % align == 0
+        if offset.max() > max(allocation.high - size, -1) or (allocation.low and offset.min() < allocation.low):
+            return False
+        return not int(np.bitwise_or.reduce(offset)) & (align - 1)
+
+    def _locate_each(
+        self, site: Site, address: Value, lanes: Lanes, size: int, align: int, write: bool
+    ) -> list[tuple[Allocation, Value, Lanes]]:
+        machine = self.machine
+        indices = np.arange(machine.lane_count) if lanes is None else lanes.indices
+        address = spread(address, len(indices))
+        legal = np.zeros(len(indices), np.bool_)
+        protected = np.zeros(len(indices), np.bool_)
+        crooked = (address & np.uint64(align - 1)) != 0
+        parts = []
+        for allocation in self.space.allocations:
+            offset = (address - np.uint64(allocation.base)).view(np.int64)
+            inside = (offset >= allocation.low) & (offset <= allocation.high - size)
+            legal |= inside
+            if write and not allocation.writable:
+                protected |= inside
+            elif (inside & ~crooked).any():
+                parts.append((allocation, offset, inside & ~crooked))
+        verb = "writes" if write else "reads"
+
+        def message(bad: int) -> str:
+            return f"{verb} {self.space.describe(bad, size)}"
+
+        if not legal.all():
+            machine.report("out of bounds", site, ~legal, lanes, message, address)
+        if (crooked & legal).any():
+            machine.report("misaligned", site, crooked & legal, lanes, message, address)
+        if protected.any():
+            machine.report("write to read-only memory", site, protected, lanes, message, address)
+        return [(a, offset[mine], machine.mask_of(indices[mine])) for a, offset, mine in parts]
+
+    def _touch(self, site: Site, allocation: Allocation, offset: Value, lanes: Lanes, size: int, write: bool) -> None:
+        if not self.machine.counting:
+            return
+        sector = offset >> _SECTOR_SHIFT
+        (allocation.sectors_written if write else allocation.sectors_read)[sector] = True
+        counter = self.machine.access(site)
+        requests, active = self.machine.warps(lanes), self.machine.active(lanes)
+        counter.requests += requests
+        counter.lanes += active
+        counter.bytes += active * size
+        counter.sectors += count_distinct(sector, lanes, requests)
+
+    def check_read(self, site: Site, allocation: Allocation, offset: Value, lanes: Lanes, size: int) -> None:
+        """Was the memory written before, by somebody that the reader is ordered after? Then count the access."""
+        if self.machine.checking:
+            if allocation.written is not None:
+                bad = allocation.is_unwritten(offset, size)
+                if np.any(bad):
+                    text = f"reads {size} bytes of {allocation.name} that nobody has written"
+                    self.machine.report("uninitialised read", site, bad, lanes, text, offset + allocation.base)
+            if allocation.order is not None:
+                self.machine.order.read(site, allocation, offset, lanes, size)
+        self._touch(site, allocation, offset, lanes, size, write=False)
+
+    def load(self, site: Site, address: Value, lanes: Active, immediate: int, element: int, count: int) -> list[Value]:
+        """``count`` elements of ``element`` bytes per lane, unsigned. Lanes with a bad address read zero."""
+        if isinstance(lanes, Empty):
+            return [np.dtype(f"u{element}").type(0)] * count
+        size = element * count
+        parts = self.locate(site, address, lanes, immediate, size, write=False)
+        if len(parts) == 1 and parts[0][2] is lanes:
+            allocation, offset, _ = parts[0]
+            self.check_read(site, allocation, offset, lanes, size)
+            return self._gather(allocation, offset, lanes, element, count)
+        out = [np.zeros(self.machine.lane_count, f"u{element}") for _ in range(count)]
+        for allocation, offset, part in parts:
+            self.check_read(site, allocation, offset, part, size)
+            for total, value in zip(out, self._gather(allocation, offset, part, element, count), strict=True):
+                total |= value
+        return out
+
+    def _gather(self, allocation: Allocation, offset: Value, lanes: Lanes, element: int, count: int) -> list[Value]:
+        row = offset >> shift(element * count)
+        if count == 1:
+            return [expand(lanes, allocation.words[element].take(row))]
+        rows = allocation.vectors(element, count).take(row, axis=0)
+        if rows.ndim == 1:
+            return list(rows)
+        return [expand(lanes, np.ascontiguousarray(rows[:, i])) for i in range(count)]
+
+    def store(
+        self, site: Site, address: Value, lanes: Active, immediate: int, element: int, values: tuple[Value, ...]
+    ) -> None:
+        """Store unsigned elements."""
+        if isinstance(lanes, Empty):
+            return
+        size = element * len(values)
+        for allocation, offset, part in self.locate(site, address, lanes, immediate, size, write=True):
+            offset = spread(offset, self.machine.active(part))
+            if self.machine.checking:
+                self.machine.order.write(site, allocation, offset, part, size)
+            self._touch(site, allocation, offset, part, size, write=True)
+            row = offset >> shift(size)
+            allocation.mark_written(row, size)
+            rows = allocation.vectors(element, len(values))
+            for i, value in enumerate(values):
+                rows[:, i][row] = compact(part, value)
+
+    def load_strong(self, site: Site, address: Value, lanes: Active, immediate: int, element: int, count: int,
+                    acquire: bool) -> list[Value]:  # fmt: skip
+        """``ld.volatile``, ``.relaxed`` or ``.acquire``: may see what another block hands over here."""
+        if isinstance(lanes, Empty):
+            return self.load(site, address, lanes, immediate, element, count)
+        for allocation, offset, part in self.locate(site, address, lanes, immediate, element * count, write=False):
+            self.machine.order.synchronise(allocation, offset, part, release=False)
+            if acquire:
+                self.machine.order.fence(part)
+        return self.load(site, address, lanes, immediate, element, count)
+
+    def store_strong(self, site: Site, address: Value, lanes: Active, immediate: int, element: int,
+                     values: tuple[Value, ...], release: bool) -> None:  # fmt: skip
+        """``st.volatile``, ``.relaxed`` or ``.release``: hands over what was fenced before."""
+        if isinstance(lanes, Empty):
+            return
+        size = element * len(values)
+        for allocation, offset, part in self.locate(site, address, lanes, immediate, size, write=True):
+            if release:
+                self.machine.order.fence(part)
+            offset = spread(offset, self.machine.active(part))
+            self.machine.order.atomic(site, allocation, offset, part, size)
+            self._touch(site, allocation, offset, part, size, write=True)
+            allocation.mark_written(offset >> shift(size), size)
+            for i, value in enumerate(values):
+                allocation.vectors(element, len(values))[:, i][offset >> shift(size)] = compact(part, value)
+
+    def atomic_rows(
+        self, site: Site, address: Value, lanes: Lanes, immediate: int, size: int
+    ) -> list[tuple[Allocation, Indices, Lanes]]:
+        """Check and record an atomic: allocation, indices of words of ``size`` bytes, lanes."""
+        out = []
+        for allocation, offset, part in self.locate(site, address, lanes, immediate, size, write=True):
+            offset = spread(offset, self.machine.active(part))
+            if self.machine.checking:
+                if allocation.written is not None and np.any(allocation.is_unwritten(offset, size)):
+                    text = f"changes {allocation.name} where nobody has written"
+                    bad = allocation.is_unwritten(offset, size)
+                    self.machine.report("uninitialised read", site, bad, part, text, offset + allocation.base)
+                self.machine.order.atomic(site, allocation, offset, part, size)
+            self._touch(site, allocation, offset, part, size, write=True)
+            allocation.mark_written(offset >> shift(size), size)
+            out.append((allocation, offset >> shift(size), part))
+        return out

@@ -1,0 +1,292 @@
+"""The state of the blocks that run together, and what generated code may ask of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from .async_copy import AsyncCopies
+from .atomics import Atomics
+from .clock import Clock
+from .counters import AccessCounter
+from .global_memory import GlobalMemory
+from .lanes import WARP, Active, Empty, Indices, LaneList, Lanes, Mask, Value, intersect, lane_indices
+from .local import BASE as LOCAL_BASE
+from .local import LocalMemory
+from .memory import AddressSpace, make_aligned
+from .order import BlockOrder, LaunchOrder
+from .program import Program, Site
+from .report import Coordinates, Recorder
+from .shared import BASE as SHARED_BASE
+from .shared import SharedMemory
+from .tensor_core import TensorCore
+from .warp import WarpOperations, lane_mask
+from .windows import LOCAL_WINDOW, SHARED_WINDOW
+
+
+@dataclass
+class LaunchState:
+    """What all blocks of a launch share."""
+
+    program: Program
+    grid: Coordinates
+    block: Coordinates
+    parameters: dict[str, bytes]
+    dynamic_shared: int
+    space: AddressSpace
+    recorder: Recorder
+    checking: bool
+    random: np.random.Generator | None
+    order: LaunchOrder
+    accesses: dict[int, AccessCounter] = field(default_factory=dict)
+    block_threads: list[int] = field(default_factory=list)
+    block_warps: list[int] = field(default_factory=list)
+    divergent_branches: int = 0
+    mma: int = 0
+    macs: int = 0
+    _addresses: dict[str, int] = field(default_factory=dict)
+
+    def address_of(self, name: str) -> int:
+        """Address of a module variable or of a parameter that is indexed at run time."""
+        if name not in self._addresses:
+            variable = self.program.kernel.variables.get(name)
+            if variable is not None:
+                data = make_aligned(variable.data or max(1, variable.size))
+                writable = variable.space == "global"
+            else:
+                data, writable = make_aligned(self.parameters[name]), False
+            self._addresses[name] = self.space.add(name, data, writable=writable).pointer
+        return self._addresses[name]
+
+
+class Machine:
+    """A chunk of blocks. Lane l is thread ``l % block_lanes`` of block ``block_ids[l // block_lanes]``."""
+
+    def __init__(self, launch: LaunchState, block_ids: Indices) -> None:
+        program = launch.program
+        self.launch = launch
+        self.block_ids = block_ids
+        self.block_count = len(block_ids)
+        self.threads = int(np.prod(launch.block))
+        self.block_lanes = -(-self.threads // WARP) * WARP
+        self.lane_count = self.block_count * self.block_lanes
+        self.local_block = np.repeat(np.arange(self.block_count), self.block_lanes)
+        self.checking = self.counting = launch.checking
+        self.random = launch.random
+        self.clock = Clock(self.block_count, self.lane_count)
+        self.order = BlockOrder(self, launch.order)
+        self.memory = GlobalMemory(self)
+        size = program.kernel.dynamic_shared_offset + launch.dynamic_shared
+        self.shared = SharedMemory(self, size, program.shared_granule, races=launch.checking)
+        self.local = LocalMemory(self, program.kernel.local_bytes)
+        self.generic = Generic(self)
+        self.copies = AsyncCopies(self)
+        self.warp = WarpOperations(self)
+        self.tensor = TensorCore(self)
+        self.atomics = Atomics(self)
+        self.mma_count = self.macs = 0
+        self._special: dict[str, Value] = {}
+        self._narrowed: dict[tuple[int, int, bool], tuple[Value, Lanes, Mask | Empty | None]] = {}
+        self._parameters: dict[tuple[str, int, Any], Value] = {}
+
+    # ---- lanes
+
+    @property
+    def existing(self) -> Lanes:
+        """The lanes that are threads; the rest fills up the last warp of each block."""
+        if self.threads == self.block_lanes:
+            return None
+        return Mask(np.arange(self.lane_count) % self.block_lanes < self.threads)
+
+    def narrow(self, lanes: Lanes, predicate: Value, negated: bool) -> Mask | Empty | None:
+        """The lanes with the predicate. Several instructions often share a guard, so the last answers are kept."""
+        key = (id(lanes), id(predicate), negated)
+        known = self._narrowed.get(key)
+        if known is None or known[0] is not predicate or known[1] is not lanes:
+            if len(self._narrowed) > 16:
+                self._narrowed.clear()
+            known = self._narrowed[key] = predicate, lanes, intersect(lanes, ~predicate if negated else predicate)
+        return known[2]
+
+    def mask_of(self, indices: Indices) -> Mask:
+        active = np.zeros(self.lane_count, np.bool_)
+        active[indices] = True
+        return Mask(active)
+
+    def warps(self, lanes: Lanes) -> int:
+        return self.lane_count // WARP if lanes is None else lanes.warp_count
+
+    def active(self, lanes: Lanes) -> int:
+        return self.lane_count if lanes is None else lanes.count
+
+    def thread_index(self, thread: int) -> Coordinates:
+        return _split(thread, self.launch.block)
+
+    # ---- findings and counters
+
+    def access(self, site: Site) -> AccessCounter:
+        counter = self.launch.accesses.get(site.index)
+        if counter is None:
+            counter = self.launch.accesses[site.index] = AccessCounter(site.instruction, site.kind)
+        return counter
+
+    def report(
+        self, kind: str, site: Site, bad: Value, lanes: LaneList, message: str | Callable[[int], str],
+        address: Value = None,
+    ) -> None:  # fmt: skip
+        """Record a finding; ``bad`` and ``address`` have one entry per lane of ``lanes`` or are uniform."""
+        first = int(np.argmax(bad)) if np.ndim(bad) else 0
+        lane = first if lanes is None else int(lane_indices(lanes)[first])
+        if np.ndim(bad):
+            count = int(np.count_nonzero(bad))
+        else:
+            count = self.lane_count if lanes is None else len(lane_indices(lanes))
+        if self.launch.recorder.add_lanes(kind, site.instruction, count):
+            return
+        where = None if address is None else int(address[first] if np.ndim(address) else address)
+        text = message if isinstance(message, str) else message(where or 0)
+        block = _split(int(self.block_ids[lane // self.block_lanes]), self.launch.grid)
+        thread = self.thread_index(lane % self.block_lanes)
+        self.launch.recorder.add(
+            kind, site.instruction, text, block=block, thread=thread, address=where, lanes=count
+        )  # fmt: skip
+
+    # ---- operands
+
+    def special(self, name: str) -> Value:
+        """A special register, as uint32 or uint64."""
+        if name not in self._special:
+            self._special[name] = self._make_special(name)
+        return self._special[name]
+
+    def _make_special(self, name: str) -> Value:
+        base, _, axis = name.partition(".")
+        thread = np.arange(self.lane_count, dtype=np.int64) % self.block_lanes
+        launch = self.launch
+        match base:
+            case "tid" | "ctaid":
+                sizes = launch.block if base == "tid" else launch.grid
+                index = thread if base == "tid" else self.block_ids[self.local_block]
+                return self._coordinate(index, sizes, "xyz".index(axis))
+            case "ntid" | "nctaid":
+                return np.uint32((launch.block if base == "ntid" else launch.grid)["xyz".index(axis)])
+            case "laneid":
+                return (thread % WARP).astype(np.uint32)
+            case "warpid":
+                return (thread // WARP).astype(np.uint32)
+            case "nwarpid":
+                return np.uint32(self.block_lanes // WARP)
+            case "WARP_SZ":
+                return np.uint32(WARP)
+            case "dynamic_smem_size":
+                return np.uint32(launch.dynamic_shared)
+            case "total_smem_size":
+                return np.uint32(self.shared.size)
+        if base.startswith("lanemask_"):
+            return lane_mask(base.removeprefix("lanemask_"), self.lane_count)
+        raise KeyError(f"special register %{name}")
+
+    def _coordinate(self, index: Indices, sizes: Coordinates, axis: int) -> Value:
+        if sizes[axis] == 1:
+            return np.uint32(0)
+        values = (index // int(np.prod(sizes[:axis])) % sizes[axis]).astype(np.uint32)
+        return values[0] if sizes is self.launch.grid and self.block_count == 1 else values
+
+    def parameter(self, name: str, offset: int, dtype: Any) -> Value:
+        key = (name, offset, dtype)
+        if key not in self._parameters:
+            data = self.launch.parameters[name]
+            self._parameters[key] = np.frombuffer(data, dtype, 1, offset)[0]
+        return self._parameters[key]
+
+    def address_of(self, name: str) -> Value:
+        """The address of a variable in its own space."""
+        variable = self.launch.program.kernel.variables.get(name)
+        if variable is not None and variable.space == "shared":
+            return np.uint64(SHARED_BASE + variable.offset)
+        if variable is not None and variable.space == "local":
+            return np.uint64(LOCAL_BASE + variable.offset)
+        return np.uint64(self.launch.address_of(name))
+
+    def is_space(self, space: str, address: Value) -> Value:
+        window = address >> np.uint64(40)
+        if space == "global":
+            return window < np.uint64(LOCAL_WINDOW >> 40)
+        return window == np.uint64((SHARED_WINDOW if space == "shared" else LOCAL_WINDOW) >> 40)
+
+    # ---- memory that is not a plain load or store
+
+    def fence(self, lanes: Active) -> None:
+        if not isinstance(lanes, Empty) and self.checking:
+            self.order.fence(lanes)
+
+    def atomic(self, space: str, site: Site, address: Value, lanes: Lanes, *rest: Any) -> Value:
+        if space == "generic":
+            return self.generic.atomic(site, address, lanes, *rest)
+        unit = self.atomics.on_shared if space == "shared" else self.atomics.on_global
+        return unit(site, address, lanes, *rest)
+
+
+class Generic:
+    """Accesses by generic address: the lanes are sorted by the window that their address lies in."""
+
+    def __init__(self, machine: Machine) -> None:
+        self.machine = machine
+
+    def _split(self, address: Value, lanes: Lanes) -> list[tuple[str, Value, Lanes]]:
+        machine = self.machine
+        out = []
+        for space, window in (("global", 0), ("shared", SHARED_WINDOW), ("local", LOCAL_WINDOW)):
+            part = intersect(lanes, machine.is_space(space, address))
+            if not isinstance(part, Empty):
+                out.append((space, address - np.uint64(window), part))
+        return out
+
+    def load(self, site: Site, address: Value, lanes: Active, immediate: int, element: int, count: int) -> list[Value]:
+        machine = self.machine
+        if isinstance(lanes, Empty):
+            return machine.memory.load(site, address, lanes, immediate, element, count)
+        units = {"global": machine.memory, "shared": machine.shared, "local": machine.local}
+        total: list[Value] = []
+        for space, where, part in self._split(address, lanes):
+            values = units[space].load(site, where, part, immediate, element, count)  # type: ignore[attr-defined]
+            total = [a | b for a, b in zip(total, values, strict=True)] if total else values
+        return total
+
+    def store(self, site: Site, address: Value, lanes: Active, immediate: int, element: int,
+              values: tuple[Value, ...]) -> None:  # fmt: skip
+        machine = self.machine
+        if isinstance(lanes, Empty):
+            return
+        units = {"global": machine.memory, "shared": machine.shared, "local": machine.local}
+        for space, where, part in self._split(address, lanes):
+            units[space].store(site, where, part, immediate, element, values)  # type: ignore[attr-defined]
+
+    def load_strong(self, site: Site, address: Value, lanes: Active, *rest: Any) -> list[Value]:
+        parts = [] if isinstance(lanes, Empty) else self._split(address, lanes)
+        if len(parts) == 1 and parts[0][0] == "global":
+            return self.machine.memory.load_strong(site, address, lanes, *rest)
+        return self.load(site, address, lanes, *rest[:-1])
+
+    def store_strong(self, site: Site, address: Value, lanes: Active, *rest: Any) -> None:
+        parts = [] if isinstance(lanes, Empty) else self._split(address, lanes)
+        if len(parts) == 1 and parts[0][0] == "global":
+            self.machine.memory.store_strong(site, address, lanes, *rest)
+        else:
+            self.store(site, address, lanes, *rest[:-1])
+
+    def atomic(self, site: Site, address: Value, lanes: Active, *rest: Any) -> Value:
+        if isinstance(lanes, Empty):
+            return self.machine.atomics.on_global(site, address, lanes, *rest)
+        total = None
+        for space, where, part in self._split(address, lanes):
+            value = self.machine.atomic(space, site, where, part, *rest)
+            total = value if total is None else total | value
+        return total
+
+
+def _split(index: int, sizes: Coordinates) -> Coordinates:
+    return index % sizes[0], index // sizes[0] % sizes[1], index // (sizes[0] * sizes[1])

@@ -1,0 +1,210 @@
+"""Races in global memory: two threads, one location, no order between them.
+
+Order comes from program order, from barriers (:class:`clock.Clock`) and, between blocks, from a hand-over: the
+writer's block executes a device-scope fence and then an atomic; the reader's block executes an atomic on the same
+location and then a fence. A barrier extends either side to the other threads of the block.
+Locations that were last changed by atomics (or strong stores) are exempt: those never race with each other.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .lanes import Indices, Lanes, Value, compact, spread
+
+if TYPE_CHECKING:
+    from .machine import Machine
+    from .memory import Allocation
+    from .program import Site
+
+_ATOMIC = np.uint64(0xFFFFFFFF)  # "thread" of a location that was changed by an atomic
+
+
+@dataclass
+class _Acquire:
+    """What a block has taken over: from which blocks, and who may rely on it since when."""
+
+    blocks: set[int]
+    lanes: npt.NDArray[np.bool_]
+    time: int
+
+
+class LaunchOrder:
+    """State of the hand-overs of one launch."""
+
+    def __init__(self, granule: int, has_fence: bool) -> None:
+        self.granule = granule  # bytes per shadow entry: the narrowest write to global memory in the kernel
+        self.has_fence = has_fence
+        self.released: dict[int, npt.NDArray[np.int64]] = {}  # block -> time up to which each lane's writes are out
+        self.channels: dict[int, set[int]] = {}  # address of an atomic -> blocks that released there
+        self.pending: dict[int, _Acquire] = {}  # atomics done, fence still missing
+        self.acquired: dict[int, _Acquire] = {}
+
+
+class BlockOrder:
+    """The same seen from the blocks that run together. Shadow entries are (thread + 1) << 32 | time."""
+
+    def __init__(self, machine: Machine, launch: LaunchOrder) -> None:
+        self.machine = machine
+        self.launch = launch
+        width = machine.block_lanes
+        self.thread = machine.block_ids.astype(np.uint64)[machine.local_block] * np.uint64(width)
+        self.thread += (np.arange(machine.lane_count) % width + 1).astype(np.uint64)
+        self.fence_time = np.zeros(machine.lane_count, np.int64)
+        self.fence_covers = np.zeros(machine.lane_count, np.int64)  # writes before this time, of the whole block
+
+    def _granules(self, offsets: Indices, size: int) -> list[Indices]:
+        first = offsets // self.launch.granule
+        return [first + part for part in range(max(1, size // self.launch.granule))]
+
+    def _shadow(self, allocation: Allocation) -> npt.NDArray[np.uint64]:
+        if allocation.order is None:
+            allocation.order = np.zeros(len(allocation.bytes) // self.launch.granule + 1, np.uint64)
+        return allocation.order
+
+    def write(self, site: Site, allocation: Allocation, offsets: Indices, lanes: Lanes, size: int) -> None:
+        """Check and record a store; ``offsets`` has one entry per active lane."""
+        shadow = self._shadow(allocation)
+        mine = compact(lanes, self.thread)
+        key = (mine << np.uint64(32)) | np.uint64(self.machine.clock.now)
+        for granule in self._granules(offsets, size):
+            before = shadow.take(granule)
+            bad = before != 0
+            if bad.any():
+                bad &= (before >> np.uint64(32)) != mine
+                self._report(site, allocation, offsets, lanes, bad, before, "writes")
+            shadow[granule] = key
+            lost = shadow.take(granule) != key
+            if lost.any():
+                self.machine.report(
+                    "global race", site, lost, lanes, f"several threads write {allocation.name} at once",
+                    offsets + allocation.base,
+                )  # fmt: skip
+
+    def read(self, site: Site, allocation: Allocation, offsets: Value, lanes: Lanes, size: int) -> None:
+        """Check a load of memory that was written in this launch."""
+        assert allocation.order is not None
+        mine = compact(lanes, self.thread)
+        offsets = spread(offsets, len(mine))
+        for granule in self._granules(offsets, size):
+            before = allocation.order.take(granule)
+            bad = (before != 0) & ((before >> np.uint64(32)) != mine)
+            if bad.any():
+                self._report(site, allocation, offsets, lanes, bad, before, "reads")
+
+    def atomic(self, site: Site, allocation: Allocation, offsets: Indices, lanes: Lanes, size: int) -> None:
+        """Check and record an atomic or a strong store; then hand over what fences have made visible."""
+        shadow = self._shadow(allocation)
+        mine = compact(lanes, self.thread)
+        for granule in self._granules(offsets, size):
+            before = shadow.take(granule)
+            bad = (before != 0) & ((before >> np.uint64(32)) != mine)
+            if bad.any():
+                self._report(site, allocation, offsets, lanes, bad, before, "atomically changes")
+            shadow[granule] = _ATOMIC << np.uint64(32)
+        self.synchronise(allocation, offsets, lanes, release=True)
+
+    def synchronise(self, allocation: Allocation, offsets: Value, lanes: Lanes, *, release: bool) -> None:
+        """An atomic, strong load (``release=False``) or strong store: the point where a hand-over happens."""
+        if not self.launch.has_fence:
+            return
+        machine = self.machine
+        indices = np.arange(machine.lane_count) if lanes is None else lanes.indices
+        offsets = spread(offsets, len(indices))
+        pairs = np.unique(np.stack([indices, offsets.astype(np.int64)]), axis=1)
+        for lane, offset in pairs.T.tolist():
+            local = lane // machine.block_lanes
+            block = int(machine.block_ids[local])
+            sources = self.launch.channels.setdefault(allocation.base + offset, set())
+            self._observe(block, lane, sources)
+            if release:
+                self._release(block, local, lane)
+                sources.add(block)
+
+    def _block_slice(self, local: int) -> slice:
+        return slice(local * self.machine.block_lanes, (local + 1) * self.machine.block_lanes)
+
+    def _release(self, block: int, local: int, lane: int) -> None:
+        own = self._block_slice(local)
+        since = self.machine.clock.block_since[local]
+        fenced = self.fence_time[own]
+        seen = (fenced > 0) & (fenced < since)  # ordered before the atomic by a barrier
+        seen[lane - own.start] = fenced[lane - own.start] > 0
+        covered = int(self.fence_covers[own][seen].max(initial=0))
+        times = np.maximum(np.where(seen, fenced, 0), covered)
+        before = self.launch.released.get(block)
+        self.launch.released[block] = times if before is None else np.maximum(before, times)
+
+    def _observe(self, block: int, lane: int, sources: set[int]) -> None:
+        lanes = np.zeros(self.machine.block_lanes, np.bool_)
+        lanes[lane % self.machine.block_lanes] = True
+        others = sources - {block}
+        known = self.launch.pending.get(block)
+        if known:
+            others |= known.blocks
+            lanes |= known.lanes
+        if others:
+            self.launch.pending[block] = _Acquire(others, lanes, self.machine.clock.now)
+
+    def fence(self, lanes: Lanes) -> None:
+        """A device-scope fence (``__threadfence``)."""
+        machine = self.machine
+        now = machine.clock.tick()
+        active: Any = slice(None) if lanes is None else lanes.indices
+        self.fence_time[active] = now
+        self.fence_covers[active] = machine.clock.block_since[machine.local_block[active]]
+        for local, block in enumerate(machine.block_ids.tolist()):
+            pending = self.launch.pending.get(block)
+            if pending is None:
+                continue
+            own = self._block_slice(local)
+            fencing = np.ones(machine.block_lanes, np.bool_) if lanes is None else lanes.active[own]
+            if machine.clock.block_since[local] <= pending.time:
+                fencing = fencing & pending.lanes  # only the thread that saw the atomic knows of it
+            if fencing.any():
+                blocks = pending.blocks | (
+                    self.launch.acquired[block].blocks if block in self.launch.acquired else set()
+                )
+                self.launch.acquired[block] = _Acquire(blocks, fencing, now)
+
+    def _report(
+        self, site: Site, allocation: Allocation, offsets: Indices, lanes: Lanes, bad: Any, before: Any, verb: str
+    ) -> None:
+        """Drop the pairs that are ordered after all; report the rest."""
+        machine, width = self.machine, self.machine.block_lanes
+        where = np.flatnonzero(bad)
+        mine = spread(compact(lanes, np.arange(machine.lane_count)), len(bad))[where]
+        writer, time = before[where] >> np.uint64(32), (before[where] & np.uint64(0xFFFFFFFF)).astype(np.int64)
+        atomic = writer == _ATOMIC
+        writer = np.where(atomic, 0, writer.astype(np.int64) - 1)
+        blocks = writer // width
+        local = mine // width
+        same_block = blocks == machine.block_ids[local]
+        same_warp = same_block & (writer % width // 32 == mine % width // 32)
+        ordered = atomic | (same_block & (time < machine.clock.block_since[local]))
+        ordered |= same_warp & (time < machine.clock.warp_since[mine])
+        for i in np.flatnonzero(~ordered & ~same_block).tolist():
+            ordered[i] = self._handed_over(int(blocks[i]), int(writer[i]) % width, int(time[i]), int(mine[i]))
+        bad = np.zeros(len(bad), np.bool_)
+        bad[where[~ordered]] = True
+        if not bad.any():
+            return
+        first = int(np.argmax(~ordered))
+        who = "another thread of its block" if same_block[first] else f"block {int(blocks[first])} (linear index)"
+        hint = "no barrier between" if same_block[first] else "no fence + atomic hands it over"
+        machine.report(
+            "global race", site, bad, lanes, f"{verb} {allocation.name} written by {who}, {hint}",
+            offsets + allocation.base,
+        )  # fmt: skip
+
+    def _handed_over(self, writer_block: int, writer: int, time: int, lane: int) -> bool:
+        local, position = divmod(lane, self.machine.block_lanes)
+        taken = self.launch.acquired.get(int(self.machine.block_ids[local]))
+        released = self.launch.released.get(writer_block)
+        if taken is None or released is None or writer_block not in taken.blocks or time >= released[writer]:
+            return False
+        return bool(taken.lanes[position]) or taken.time < int(self.machine.clock.block_since[local])

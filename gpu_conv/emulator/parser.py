@@ -1,0 +1,354 @@
+"""PTX text -> :class:`ir.Kernel`. It reads what NVRTC emits, for all its targets; unknown syntax raises."""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_left
+from functools import lru_cache
+
+from .errors import PtxSyntaxError
+from .ir import (
+    TYPE_SIZES,
+    Address,
+    FloatImmediate,
+    Immediate,
+    Instruction,
+    Kernel,
+    Negated,
+    Operand,
+    Pair,
+    Parameter,
+    Register,
+    Sink,
+    SourceLine,
+    Special,
+    Symbol,
+    Variable,
+    Vector,
+)
+
+_NUMBER = re.compile(r"-?(0[xX][0-9a-fA-F]+|0[bB][01]+|\d+)U?$")
+_COMMENT = re.compile(r'"[^"\n]*"|//[^\n]*|/\*.*?\*/', re.S)
+_ENTRY = re.compile(r"(?:\.(?:visible|weak|extern|common)\s+)*\.entry\b")
+_FUNCTION = re.compile(r"(?:\.(?:visible|weak|extern)\s+)*\.func\b")
+_MODULE_VARIABLE = re.compile(r"(?:\.(?:visible|weak|extern|common)\s+)*\.(?:global|const|shared)\b")
+_MODULE_LINE = re.compile(r"\.(?:version|target|address_size)\b[^\n]*")
+_FILE = re.compile(r'\.file\s+(\d+)\s+"([^"]*)"[^\n]*')
+# `.loc` is a prefix of `.local`, and both `.loc` and `.file` end with their line, not with a semicolon.
+_LOC = re.compile(r"\.loc\s+(\d+)\s+(\d+)\s+(\d+)([^\n]*)")
+_INLINED_AT = re.compile(r"inlined_at\s+(\d+)\s+(\d+)\s+(\d+)")
+_LABEL = re.compile(r"([A-Za-z_$%][\w$]*)\s*:(?!:)")
+_OPCODE = re.compile(r"([a-z][\w.:]*)\s*(.*)$", re.S)
+_ADDRESS = re.compile(r"([^\s+\-][^\s+]*)\s*(?:\+\s*(-?\w+))?$")
+_INITIAL_VALUE = re.compile(r"0[fF][0-9a-fA-F]{8}|0[dD][0-9a-fA-F]{16}|-?0[xX][0-9a-fA-F]+|-?\d+")
+_IGNORED_STATEMENTS = (".pragma", ".callprototype")
+
+
+@lru_cache(64)
+def parse(text: str) -> dict[str, Kernel]:
+    """All kernels of a PTX module, by mangled name."""
+    return _Parser(text).module()
+
+
+def parse_integer(text: str) -> int:
+    """An integer literal: decimal, octal, ``0x``, ``0b``, with an optional sign and ``U``."""
+    text = text.rstrip("U")
+    digits = text.lstrip("-")
+    prefix = digits[:2].lower()
+    base = 16 if prefix == "0x" else 2 if prefix == "0b" else 8 if len(digits) > 1 and digits[0] == "0" else 10
+    value = int(digits, base)
+    return -value if text.startswith("-") else value
+
+
+class _Parser:
+    def __init__(self, text: str) -> None:
+        # Comments become blanks so that positions keep their lines; string literals may hold "//".
+        self.text = _COMMENT.sub(lambda m: m[0] if m[0][0] == '"' else re.sub(r"[^\n]", " ", m[0]), text)
+        self.position = 0
+        self.newlines = [i for i, c in enumerate(text) if c == "\n"]
+        self.files = {int(m[1]): m[2] for m in _FILE.finditer(self.text)}  # the table follows the code
+        self.variables: dict[str, Variable] = {}
+        self.kernels: dict[str, Kernel] = {}
+
+    def line(self, position: int) -> int:
+        return bisect_left(self.newlines, position) + 1
+
+    def error(self, what: str) -> PtxSyntaxError:
+        near = self.text[self.position : self.position + 60]
+        return PtxSyntaxError(f"PTX line {self.line(self.position)}: {what}: {near!r}")
+
+    def skip_space(self) -> bool:
+        while self.position < len(self.text) and self.text[self.position].isspace():
+            self.position += 1
+        return self.position < len(self.text)
+
+    def skip(self, pattern: re.Pattern[str]) -> re.Match[str] | None:
+        match = pattern.match(self.text, self.position)
+        if match:
+            self.position = match.end()
+        return match
+
+    def skip_braces(self) -> None:
+        depth = 0
+        self.position = self.text.index("{", self.position)
+        while True:
+            character = self.text[self.position]
+            depth += (character == "{") - (character == "}")
+            self.position += 1
+            if depth == 0:
+                return
+
+    def statement(self) -> str:
+        end = self.text.find(";", self.position)
+        if end < 0:
+            raise self.error("statement without its semicolon")
+        text = self.text[self.position : end]
+        self.position = end + 1
+        return " ".join(text.split())
+
+    def module(self) -> dict[str, Kernel]:
+        while self.skip_space():
+            if self.skip(_MODULE_LINE) or self.skip(_FILE):
+                continue
+            if self.text.startswith(".section", self.position):
+                self.skip_braces()
+            elif _ENTRY.match(self.text, self.position):
+                self.entry()
+            elif _FUNCTION.match(self.text, self.position):
+                self.function()
+            elif _MODULE_VARIABLE.match(self.text, self.position):
+                variable = _variable(self.statement())
+                self.variables[variable.name] = variable
+            else:
+                raise self.error("cannot parse")
+        return self.kernels
+
+    def function(self) -> None:
+        """Device functions are skipped: a kernel that calls one is refused when it is translated."""
+        brace, semicolon = self.text.find("{", self.position), self.text.find(";", self.position)
+        if semicolon >= 0 and (brace < 0 or semicolon < brace):
+            self.position = semicolon + 1
+        else:
+            self.skip_braces()
+
+    def entry(self) -> None:
+        brace = self.text.index("{", self.position)
+        head = self.text[self.position : brace]
+        self.position = brace + 1
+        match = re.search(r"\.entry\s+([\w$]+)\s*(?:\((.*?)\))?", head, re.S)
+        if not match:
+            raise self.error("kernel without a name")
+        kernel = Kernel(match[1], [_parameter(p) for p in _split(match[2] or "")])
+        bound = re.search(r"\.(?:maxntid|reqntid)\s+([\d, ]+)", head)
+        if bound:
+            kernel.max_threads = 1
+            for size in bound[1].split(","):
+                kernel.max_threads *= int(size)
+        kernel.variables.update({v.name: Variable(**vars(v)) for v in self.variables.values()})
+        _Body(self, kernel).parse()
+        kernel.place_variables()
+        self.kernels[kernel.name] = kernel
+
+
+class _Body:
+    """The statements between the braces of one kernel."""
+
+    def __init__(self, parser: _Parser, kernel: Kernel) -> None:
+        self.parser = parser
+        self.kernel = kernel
+        self.scopes: list[dict[str, str]] = [{}]
+        self.families: dict[str, str] = {}  # `%r<20>` declares %r0..%r19
+        self.source: tuple[SourceLine, ...] = ()
+        self.callers: dict[tuple[str, ...], tuple[str, ...]] = {}
+
+    def parse(self) -> None:
+        parser = self.parser
+        while self.scopes:
+            if not parser.skip_space():
+                raise parser.error("kernel without its closing brace")
+            character = parser.text[parser.position]
+            if character == "{":  # at the start of a statement: a scope, not a vector
+                self.scopes.append({})
+                parser.position += 1
+            elif character == "}":
+                self.scopes.pop()
+                parser.position += 1
+            elif match := parser.skip(_LOC):
+                self.location(match)
+            elif parser.skip(_FILE):
+                continue
+            elif parser.text.startswith(".section", parser.position):
+                parser.skip_braces()
+            elif match := parser.skip(_LABEL):
+                self.label(match[1])
+            else:
+                line = parser.line(parser.position)
+                self.statement(parser.statement(), line)
+
+    def location(self, match: re.Match[str]) -> None:
+        """Remember the source line. `inlined_at` names the caller, which an earlier `.loc` may place in its own."""
+        where = (match[1], match[2], match[3])
+        inlined = _INLINED_AT.search(match[4])
+        if inlined:
+            self.callers[where] = (inlined[1], inlined[2], inlined[3])
+        if match[2] == "0":  # compiler-made code keeps the line before it
+            return
+        chain = [where]
+        while chain[-1] in self.callers and len(chain) < 16 and (inlined or len(chain) > 1):
+            chain.append(self.callers[chain[-1]])  # type: ignore[arg-type]
+        self.source = tuple(SourceLine(self.parser.files.get(int(f), "?"), int(n)) for f, n, _ in chain)
+
+    def label(self, name: str) -> None:
+        parser = self.parser
+        parser.skip_space()
+        if parser.text.startswith(".branchtargets", parser.position):
+            targets = parser.statement().removeprefix(".branchtargets")
+            self.kernel.branch_targets[name] = [t.strip() for t in targets.split(",")]
+        else:
+            self.kernel.body.append(name)
+
+    def statement(self, text: str, line: int) -> None:
+        if not text or text.startswith(_IGNORED_STATEMENTS):
+            return
+        if text.startswith(".reg"):
+            self.declare(text)
+        elif re.match(r"\.(shared|local|global|const)\b", text):
+            variable = _variable(text)
+            self.kernel.variables[variable.name] = variable
+        elif text.startswith("."):
+            raise PtxSyntaxError(f"PTX line {line}: directive {text!r}")
+        else:
+            self.kernel.body.append(self.instruction(text, line))
+
+    def declare(self, text: str) -> None:
+        match = re.match(r"\.reg\s*\.(\w+)\s+(.*)$", text)  # inline asm may write `{.reg.b16 h`
+        if not match or match[1] not in TYPE_SIZES:
+            raise PtxSyntaxError(f"register declaration {text!r}")
+        for name in (n.strip() for n in match[2].split(",")):
+            family = re.match(r"(%?[\w$]+)<(\d+)>$", name)
+            if family:
+                self.families[family[1]] = match[1]
+            else:
+                unique = name if len(self.scopes) == 1 else f"{name}@{len(self.kernel.registers)}"
+                self.scopes[-1][name] = unique
+                self.kernel.registers[unique] = match[1]
+
+    def instruction(self, text: str, line: int) -> Instruction:
+        guard, body = None, text
+        if text[0] == "@":
+            match = re.match(r"@(!?)\s*([%\w$]+)\s+(.*)$", text)
+            register = self.register(match[2]) if match else None
+            if not match or register is None:
+                raise PtxSyntaxError(f"PTX line {line}: guard of {text!r}")
+            guard, body = (register, match[1] == "!"), match[3]
+        match = _OPCODE.match(body)
+        if not match:
+            raise PtxSyntaxError(f"PTX line {line}: {text!r}")
+        opcode, *modifiers = match[1].replace("::", "\0").split(".")
+        return Instruction(
+            opcode,
+            tuple(m.replace("\0", "::") for m in modifiers),
+            tuple(self.operand(o) for o in _split(match[2])),
+            guard,
+            line,
+            self.source,
+            text,
+        )
+
+    def register(self, name: str) -> Register | None:
+        for scope in reversed(self.scopes):
+            if name in scope:
+                return Register(scope[name])
+        family = re.match(r"(%?[A-Za-z_]+)\d+$", name)
+        if family and family[1] in self.families:
+            self.kernel.registers.setdefault(name, self.families[family[1]])
+            return Register(name)
+        return None
+
+    def operand(self, text: str) -> Operand:
+        if text.startswith("{"):
+            return Vector(tuple(self.operand(t) for t in _split(text[1:-1])))
+        if text.startswith("["):
+            return self.address(text[1:-1].strip())
+        if text == "_":
+            return Sink()
+        if text.startswith("!"):
+            return Negated(self.operand(text[1:].strip()))
+        if "|" in text:
+            first, second = text.split("|")
+            return Pair(self.operand(first.strip()), self.operand(second.strip()))
+        if text[:2] in ("0f", "0F") and len(text) == 10:
+            return FloatImmediate(int(text[2:], 16), 4)
+        if text[:2] in ("0d", "0D") and len(text) == 18:
+            return FloatImmediate(int(text[2:], 16), 8)
+        if _NUMBER.match(text):
+            return Immediate(parse_integer(text))
+        return self.register(text) or (Special(text[1:]) if text.startswith("%") else Symbol(text))
+
+    def address(self, text: str) -> Address:
+        match = _ADDRESS.match(text)
+        if not match:
+            raise PtxSyntaxError(f"address [{text}]")
+        offset = parse_integer(match[2]) if match[2] else 0
+        if _NUMBER.match(match[1]):
+            return Address(None, parse_integer(match[1]) + offset)
+        base = self.operand(match[1])
+        if not isinstance(base, Register | Symbol):
+            raise PtxSyntaxError(f"address [{text}]")
+        return Address(base, offset)
+
+
+def _split(text: str) -> list[str]:
+    """Split at the commas outside brackets."""
+    parts, depth, start = [], 0, 0
+    for i, character in enumerate(text):
+        if character in "{[(":
+            depth += 1
+        elif character in "}])":
+            depth -= 1
+        elif character == "," and depth == 0:
+            parts.append(text[start:i].strip())
+            start = i + 1
+    last = text[start:].strip()
+    return [*parts, last] if last else parts
+
+
+def _declared_type(text: str) -> str:
+    types = [t for t in re.findall(r"\.(\w+)", text) if t in TYPE_SIZES]
+    if not types:
+        raise PtxSyntaxError(f"declaration without a known type: {text!r}")
+    return str(types[-1])
+
+
+def _parameter(text: str) -> Parameter:
+    kind = _declared_type(text.rsplit(" ", 1)[0])
+    match = re.search(r"([\w$]+)\s*(?:\[(\d+)\])?\s*$", text)
+    if not match:
+        raise PtxSyntaxError(f"parameter {text!r}")
+    return Parameter(match[1], kind, TYPE_SIZES[kind] * int(match[2] or 1))
+
+
+def _variable(text: str) -> Variable:
+    head, _, value = text.partition("=")
+    space = re.search(r"\.(shared|global|const|local)\b", head)
+    align = re.search(r"\.align\s+(\d+)", head)
+    name = re.search(r"([A-Za-z_$%][\w$]*)\s*((?:\[\s*\d*\s*\])*)\s*$", head)
+    if not space or not name:
+        raise PtxSyntaxError(f"variable {text!r}")
+    size = element = TYPE_SIZES[_declared_type(head[: name.start()])]
+    for length in re.findall(r"\[\s*(\d*)\s*\]", name[2]):
+        size *= int(length or 0)
+    data = _initial_bytes(value, element).ljust(size, b"\0") if value else None
+    return Variable(name[1], space[1], size, int(align[1]) if align else element, data, ".extern" in head)
+
+
+def _initial_bytes(text: str, element: int) -> bytes:
+    if re.search(r"[A-Za-z_$]", _INITIAL_VALUE.sub("", text)):
+        raise PtxSyntaxError(f"initial value by symbol: {text!r}")
+    data = b""
+    for item in _INITIAL_VALUE.findall(text):
+        if item[:2].lower() in ("0f", "0d"):
+            data += bytes.fromhex(item[2:])[::-1]
+        else:
+            data += (parse_integer(item) % (1 << 8 * element)).to_bytes(element, "little")
+    return data

@@ -1,0 +1,195 @@
+"""A kernel translated to Python: one function per basic block, made of NumPy calls."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from . import numeric
+from .cfg import Block, build_blocks, definitions_and_uses
+from .codegen_base import NAMED_DTYPES, Handler, Modifiers, Writer, storage_type
+from .codegen_float import handlers as float_handlers
+from .codegen_integer import HANDLERS as INTEGER
+from .codegen_integer import INTEGER_HANDLERS
+from .codegen_memory import HANDLERS as MEMORY
+from .codegen_warp import HANDLERS as WARP
+from .counters import instruction_class
+from .ir import TYPE_SIZES, Immediate, Instruction, Kernel, Register
+from .parser import parse
+
+_HANDLERS: dict[str, Handler] = {**INTEGER, **float_handlers(INTEGER_HANDLERS), **MEMORY, **WARP}
+
+
+@dataclass(frozen=True, eq=False)
+class Site:
+    """A place in the program that touches memory: what findings and counters refer to."""
+
+    index: int
+    instruction: Instruction
+    kind: str
+
+
+@dataclass(frozen=True)
+class Barrier:
+    """What a block barrier needs besides waiting: the reduction of ``bar.red`` and the register for its result."""
+
+    number: int
+    aligned: bool
+    reduction: str | None = None
+    target: int = -1
+
+
+class Program:
+    """One kernel, ready to run.
+
+    Attributes:
+        blocks: its basic blocks; ``functions``: ``f(registers, lanes, machine)`` for each, which returns the value
+            that the end of the block depends on (branch predicate, switch index, barrier operand).
+        register_types: storage dtype of each register; ``numbers``: its place in the register file.
+        shared_granule, global_granule: narrowest access to shared memory and narrowest write to global memory, bytes.
+    """
+
+    def __init__(self, kernel: Kernel) -> None:
+        self.kernel = kernel
+        self.blocks = build_blocks(kernel)
+        self.register_types = {name: storage_type(kind) for name, kind in kernel.registers.items()}
+        self.numbers = {name: i for i, name in enumerate(kernel.registers)}
+        self.sites: list[Site] = []
+        self.barriers: dict[int, Barrier] = {}
+        self.namespace: dict[str, Any] = {**vars(numeric), **NAMED_DTYPES, "np": np}
+        instructions = [i for block in self.blocks for i in block.instructions]
+        self.has_fence = any(i.opcode in ("membar", "fence") or _orders(i) for i in instructions)
+        self.shared_granule = min([16, *(n for i in instructions for n in _shared_sizes(i))])
+        self.global_granule = min([16, *(n for i in instructions for n in _global_write_sizes(i))])
+        self.classes = [[(instruction_class(i), i.name) for i in block.instructions] for block in self.blocks]
+        self.source = "\n\n".join(self._translate(block) for block in self.blocks)
+        exec(compile(self.source, f"<{kernel.name}>", "exec"), self.namespace)
+        self.functions = [self.namespace[f"block_{block.index}"] for block in self.blocks]
+        number = self.numbers
+        self.live_in = [frozenset(number[r] for r in b.live_in) for b in self.blocks]
+        self.touched = [frozenset(number[r] for r in b.defined | b.live_in) for b in self.blocks]
+
+    def add_site(self, instruction: Instruction, kind: str) -> str:
+        site = Site(len(self.sites), instruction, kind)
+        self.sites.append(site)
+        name = f"site_{site.index}"
+        self.namespace[name] = site
+        return name
+
+    def fresh_registers(self) -> list[Any]:
+        return [dtype(0) for dtype in self.register_types.values()]
+
+    def _translate(self, block: Block) -> str:
+        writer = Writer(self)
+        number, name = self.numbers, writer.name
+        for register in sorted(block.used):
+            writer.emit(f"{name(register)} = registers[{number[register]}]")
+        for register in sorted(block.used - block.live_out):  # let go of the memory as early as possible
+            writer.emit(f"registers[{number[register]}] = None")
+        result = "None"
+        for instruction, dead in zip(block.instructions, _last_uses(block), strict=True):
+            writer.instruction = instruction
+            if instruction is block.terminator:
+                result = self._terminate(writer, block, instruction)
+                break
+            handler = _HANDLERS.get(instruction.opcode)
+            if handler is None:
+                raise instruction.unsupported("opcode not implemented")
+            modifiers = Modifiers(instruction)
+            handler(writer, instruction, modifiers)
+            modifiers.finish()
+            for register in sorted(dead):
+                writer.emit(f"{name(register)} = None")
+        for register in sorted(block.defined & block.live_out):
+            if number[register] != self._barrier_target(block):
+                writer.emit(f"registers[{number[register]}] = {name(register)}")
+        writer.emit(f"return {result}")
+        return f"def block_{block.index}(registers, lanes, m):\n    " + "\n    ".join(writer.lines)
+
+    def _barrier_target(self, block: Block) -> int:
+        barrier = self.barriers.get(block.index)
+        return barrier.target if barrier else -1
+
+    def _terminate(self, writer: Writer, block: Block, instruction: Instruction) -> str:
+        """The expression that the scheduler needs to continue."""
+        if block.end == "barrier":
+            return self._barrier(writer, block, instruction)
+        if block.end == "switch":
+            return writer.read(instruction.operands[0], numeric.u32)
+        if block.end == "trap" and instruction.guard:
+            raise instruction.unsupported("guarded trap")
+        return writer.guard() or "None"
+
+    def _barrier(self, writer: Writer, block: Block, instruction: Instruction) -> str:
+        modifiers, operands = Modifiers(instruction), instruction.operands
+        aligned = modifiers.flag("aligned") or instruction.opcode == "bar"
+        modifiers.ignore(("cta",))
+        action = modifiers.need("sync", "red")
+        number = operands[action == "red"] if len(operands) > (action == "red") else Immediate(0)
+        if not isinstance(number, Immediate) or len(operands) != (3 if action == "red" else 1):
+            raise instruction.unsupported("barrier for a part of the block")
+        if action == "sync":
+            modifiers.finish()
+            self.barriers[block.index] = Barrier(number.value, aligned)
+            return "None"
+        reduction = modifiers.need("popc", "and", "or")
+        modifiers.need("u32", "pred")
+        modifiers.finish()
+        target = operands[0]
+        if not isinstance(target, Register):
+            raise instruction.unsupported()
+        self.barriers[block.index] = Barrier(number.value, aligned, reduction, self.numbers[target.name])
+        return writer.read(operands[2], np.bool_)
+
+
+@lru_cache(256)
+def load_program(ptx: str, entry: str) -> Program:
+    """Parse and translate one kernel of a PTX module; cached."""
+    kernels = parse(ptx)
+    if entry not in kernels:
+        raise ValueError(f"no kernel {entry!r} in the module; it has {', '.join(kernels) or 'none'}")
+    return Program(kernels[entry])
+
+
+def _last_uses(block: Block) -> list[set[str]]:
+    """For each instruction, the registers that nobody needs after it."""
+    live = set(block.live_out)
+    dead = []
+    for instruction in reversed(block.instructions):
+        defined, used = definitions_and_uses(instruction)
+        dead.append((defined | used) - live)
+        live = (live - (defined - used)) | used
+    return dead[::-1]
+
+
+def _orders(instruction: Instruction) -> bool:
+    return any(m in ("acquire", "release", "acq_rel") for m in instruction.modifiers)
+
+
+def _access_size(instruction: Instruction) -> int:
+    types = instruction.types
+    counts = [int(m[1]) for m in instruction.modifiers if re.fullmatch(r"v[248]", m)]
+    return TYPE_SIZES[types[-1]] * (counts[0] if counts else 1) if types else 16
+
+
+def _spaces(instruction: Instruction) -> set[str]:
+    spaces = {m.split("::")[0] for m in instruction.modifiers}
+    return spaces & {"global", "shared", "local", "param", "const"} or {"generic"}
+
+
+def _shared_sizes(instruction: Instruction) -> list[int]:
+    if instruction.opcode in ("ld", "st", "atom", "red") and _spaces(instruction) & {"shared", "generic"}:
+        return [_access_size(instruction)]
+    if instruction.opcode == "cp" and len(instruction.operands) > 2 and isinstance(instruction.operands[2], Immediate):
+        return [instruction.operands[2].value]
+    return []
+
+
+def _global_write_sizes(instruction: Instruction) -> list[int]:
+    if instruction.opcode in ("st", "atom", "red") and _spaces(instruction) & {"global", "generic"}:
+        return [_access_size(instruction)]
+    return []

@@ -1,0 +1,219 @@
+"""Races in shared memory: who wrote and who read each granule last, and when.
+
+One entry per granule (the narrowest access of the kernel). A key is ``time << 11 | atomic << 10 | thread``; time 0
+means never written, the highest time a ``cp.async`` in flight. An access is ordered before mine if it was made by my
+thread, before the last barrier of my block, or by my warp before its last ``bar.warp.sync``.
+
+A granule may have many readers. Three words are enough to judge a later write: the latest reader, the latest time at
+which another thread of that reader's warp read, and the latest time at which another warp read. If two warps have
+read since the last barrier, any write is a race; otherwise all readers sit in one warp. In a reader's key the atomic
+bit marks a warp-collective read (``ldmatrix``), which is complete before any lane of that warp goes on.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .lanes import Indices, LaneList, Lanes, Value, compact, lane_indices, spread
+from .memory import shift
+
+if TYPE_CHECKING:
+    from .machine import Machine
+    from .program import Site
+
+Keys = npt.NDArray[np.uint32]
+
+TIME = np.uint32(11)
+ATOMIC = np.uint32(1 << 10)
+THREAD = np.uint32(1023)
+WARP = np.uint32(1023 - 31)
+IN_FLIGHT = np.uint32(0x1FFFFF << 11)
+_ONE = np.uint32(1)
+
+
+class Shadow:
+    """The shadow of the shared memory of all blocks of a chunk, side by side."""
+
+    def __init__(self, machine: Machine, size: int, granule: int) -> None:
+        self.machine = machine
+        self.granule = granule
+        count = size // granule
+        self.writer = np.zeros(count, np.uint32)
+        self.reader = np.zeros(count, np.uint32)
+        self.warp_readers = np.zeros(count, np.uint32)  # time of another reader in the warp of `reader`
+        self.other_warps = np.zeros(count, np.uint32)  # time of a reader in another warp
+        self.thread = (np.arange(machine.lane_count) % machine.block_lanes).astype(np.uint32)
+        self._key_time = self._since_version = -1
+        self._keys: Keys = self.thread
+        self._since: Value = np.uint32(0)
+
+    @property
+    def keys(self) -> Keys:
+        """The key of an access by each lane now."""
+        now = self.machine.clock.now
+        if now != self._key_time:
+            self._keys, self._key_time = self.thread | (np.uint32(now) << TIME), now
+        return self._keys
+
+    @property
+    def since(self) -> Value:
+        """Keys from here on were made after the last barrier of the lane's block."""
+        clock = self.machine.clock
+        if clock.version != self._since_version:
+            per_block = clock.block_since.astype(np.uint32) << TIME
+            uniform = bool((per_block == per_block[0]).all())
+            self._since = per_block[0] if uniform else per_block[self.machine.local_block]
+            self._since_version = clock.version
+        return self._since
+
+    def granules(self, index: Indices) -> Indices:
+        """Byte indices -> granules."""
+        return index >> shift(self.granule)
+
+    def read(self, site: Site, first: Indices, lanes: Lanes, size: int) -> None:
+        """Check and record a read; ``first`` is the granule of each active lane's first byte."""
+        key, since = compact(lanes, self.keys), compact(lanes, self.since)
+        for part in range(size // self.granule):
+            granule = first + part if part else first
+            writer = self.writer.take(granule)
+            suspect = (writer - _ONE) >= (since - _ONE)  # recent, in flight, or never written (0 wraps)
+            if suspect.any():
+                self._judge_read(site, suspect, writer, key, lanes)
+            reader = self.reader.take(granule)
+            suspect = (reader >= since) & (reader != key)
+            if suspect.any():
+                self._remember(granule, suspect, reader, key, reader >> TIME)
+            self.reader[granule] = key
+            winner = self.reader.take(granule)
+            lost = winner != key
+            if lost.any():  # several lanes read this granule at once
+                self._remember(granule, lost, winner, key, key >> TIME)
+
+    def read_collectively(self, site: Site, granule: Indices, lane: Indices) -> None:
+        """``ldmatrix``: ``lane`` (of the chunk) receives what is in ``granule``."""
+        key, since = self.keys[lane], self.since if np.ndim(self.since) == 0 else self.since[lane]
+        writer = self.writer.take(granule)
+        suspect = (writer - _ONE) >= (since - _ONE)
+        if suspect.any():
+            self._judge_read(site, suspect, writer, key, lane)
+        key = key | ATOMIC
+        reader = self.reader.take(granule)
+        suspect = (reader >= since) & (reader != key)
+        if suspect.any():
+            self._remember(granule, suspect, reader, key, reader >> TIME)
+        self.reader[granule] = key
+        winner = self.reader.take(granule)
+        lost = winner != key
+        if lost.any():
+            self._remember(granule, lost, winner, key, key >> TIME)
+
+    def read_by_all(self, site: Site, first: Indices, size: int) -> bool:
+        """All lanes of every block read one address, ``first`` per block. False: the caller must look closer."""
+        width = self.machine.block_lanes
+        since = self.since if np.ndim(self.since) == 0 else self.since[::width]
+        now = np.uint32(self.machine.clock.now)
+        parts = [first + part for part in range(size // self.granule)]
+        if any(((self.writer.take(g) - _ONE) >= (since - _ONE)).any() for g in parts):
+            return False
+        for granule in parts:
+            self.reader[granule] = now << TIME
+            self.warp_readers[granule] = now
+            if width > 32:
+                self.other_warps[granule] = now
+        return True
+
+    def write(self, site: Site, first: Indices, lanes: Lanes, size: int, *, mark: np.uint32 | None = None) -> None:
+        """Check and record a write, an atomic (``mark=ATOMIC``) or the issue of a copy (``mark=IN_FLIGHT``)."""
+        key, since = compact(lanes, self.keys), compact(lanes, self.since)
+        stored = key if mark is None else key | mark
+        for part in range(size // self.granule):
+            granule = first + part if part else first
+            writer = self.writer.take(granule)
+            suspect = (writer >= since) & (writer != stored)
+            if suspect.any():
+                self._judge_write(site, suspect, writer, key, lanes, atomic=mark == ATOMIC)
+            reader = self.reader.take(granule)
+            suspect = reader >= since
+            if suspect.any():
+                self._judge_write_after_read(site, suspect, granule, reader, key, since, lanes)
+            self.writer[granule] = stored
+            if mark != ATOMIC:
+                lost = self.writer.take(granule) != stored
+                if lost.any():
+                    message = "several threads write the same location in one instruction"
+                    self.machine.report("shared race", site, lost, lanes, message)
+
+    def land(self, first: Indices, keys: Keys, size: int) -> None:
+        """Copies have arrived; from now on they are writes by their thread."""
+        for part in range(size // self.granule):
+            self.writer[first + part] = keys
+
+    def _remember(self, granule: Indices, which: Any, other: Keys, key: Keys, time: Keys) -> None:
+        """Note a second reader of each granule: one that is not the thread of ``key``."""
+        which = np.flatnonzero(which)
+        difference = other[which] ^ key[which]
+        another_warp = (difference & WARP) != 0
+        another_thread = ~another_warp & ((difference & THREAD) != 0) & ((other[which] & ATOMIC) == 0)
+        granule, time = granule[which], time[which]
+        self.other_warps[granule[another_warp]] = time[another_warp]
+        self.warp_readers[granule[another_thread]] = time[another_thread]
+
+    def _warp_since(self, lanes: LaneList, which: Indices) -> Keys:
+        chosen = which if lanes is None else lane_indices(lanes)[which]
+        return self.machine.clock.warp_since[chosen].astype(np.uint32)
+
+    def _judge_read(self, site: Site, suspect: Any, writer: Keys, key: Keys, lanes: LaneList) -> None:
+        self._report(site, suspect & (writer == 0), "uninitialised read", "shared memory never written", lanes)
+        flying = suspect & (writer >= IN_FLIGHT)
+        self._report(site, flying, "copy not waited for", "reads the target of a cp.async in flight", lanes)
+        suspect = suspect & (writer != 0) & ~flying
+        bad = self._unordered(suspect, writer, key, lanes)
+        self._report(site, bad, "shared race", "reads what {} wrote, no barrier between", lanes, writer)
+
+    def _judge_write(self, site: Site, suspect: Any, writer: Keys, key: Keys, lanes: LaneList, atomic: bool) -> None:
+        flying = suspect & (writer >= IN_FLIGHT)
+        self._report(site, flying, "copy not waited for", "overwrites the target of a cp.async in flight", lanes)
+        suspect = suspect & ~flying
+        if atomic:
+            suspect &= (writer & ATOMIC) == 0
+        bad = self._unordered(suspect, writer, key, lanes)
+        self._report(site, bad, "shared race", "overwrites what {} wrote, no barrier between", lanes, writer)
+
+    def _judge_write_after_read(
+        self, site: Site, suspect: Any, granule: Indices, reader: Keys, key: Keys, since: Value, lanes: LaneList
+    ) -> None:
+        bad = self._unordered(suspect, reader, key, lanes, collective=True)
+        rest = np.flatnonzero(suspect & ~bad)
+        if rest.size:
+            barrier = spread(since, len(key))[rest] >> TIME
+            bad[rest] = self.other_warps[granule[rest]] >= barrier
+            mine = (((reader[rest] ^ key[rest]) & THREAD) == 0) | ((reader[rest] & ATOMIC) != 0)
+            times = self.warp_readers[granule[rest]]
+            bad[rest] |= mine & (times >= barrier) & (times >= self._warp_since(lanes, rest))
+        self._report(site, bad, "shared race", "overwrites what {} read, no barrier between", lanes, reader)
+
+    def _unordered(self, suspect: Any, other: Keys, key: Keys, lanes: LaneList, *, collective: bool = False) -> Any:
+        """Of the accesses since the last barrier: those of other threads that no warp barrier orders either."""
+        bad = np.zeros(len(key), np.bool_)
+        which = np.flatnonzero(suspect)
+        if which.size:
+            difference = other[which] ^ key[which]
+            same_warp = (difference & WARP) == 0
+            ordered = same_warp & ((other[which] >> TIME) < self._warp_since(lanes, which))
+            if collective:
+                ordered |= same_warp & ((other[which] & ATOMIC) != 0)
+            bad[which] = ((difference & THREAD) != 0) & ~ordered
+        return bad
+
+    def _report(
+        self, site: Site, bad: Any, kind: str, message: str, lanes: LaneList, other: Keys | None = None
+    ) -> None:
+        if not bad.any():
+            return
+        if other is not None:
+            thread = self.machine.thread_index(int(other[int(np.argmax(bad))] & THREAD))
+            message = message.format(f"thread {thread}")
+        self.machine.report(kind, site, bad, lanes, message)

@@ -1,0 +1,139 @@
+"""Shared memory of the blocks of a chunk."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .counters import count_wavefronts
+from .lanes import Active, Empty, Indices, Lanes, Value, compact, expand, spread
+from .memory import make_aligned, shift
+from .shadow import ATOMIC, Shadow
+
+if TYPE_CHECKING:
+    from .machine import Machine
+    from .program import Site
+
+BASE = 1024  # the first address, so that a null pointer is out of bounds
+
+
+class SharedMemory:
+    """One row of bytes per block. Fresh memory reads as NaN (all bits set).
+
+    Attributes:
+        size: bytes that a block may use; ``stride``: distance of the rows.
+        row: per lane (or uniform if there is one block), what turns an address into an index of ``bytes``.
+    """
+
+    def __init__(self, machine: Machine, size: int, granule: int, *, races: bool) -> None:
+        self.machine = machine
+        self.size = size
+        self.stride = -(-size // 128) * 128
+        self.bytes = make_aligned(machine.block_count * self.stride)
+        self.bytes[:] = 0xFF
+        self.words = {n: self.bytes.view(t) for n, t in ((1, "u1"), (2, "u2"), (4, "u4"), (8, "u8"))}
+        self.block_row = np.arange(machine.block_count) * self.stride - BASE
+        self.row: Value = self.block_row[machine.local_block] if machine.block_count > 1 else self.block_row[0]
+        self.shadow = Shadow(machine, len(self.bytes), granule) if races else None
+
+    def locate(
+        self, site: Site, address: Value, lanes: Lanes, immediate: int, size: int, *, write: bool
+    ) -> tuple[Value, Indices | None]:
+        """Addresses of the active lanes, checked, and their indices of ``bytes``.
+
+        The indices are ``None`` if the address is uniform and all lanes are active.
+        """
+        address = compact(lanes, address).astype(np.int64) + immediate
+        top = BASE + self.size - size
+        if np.ndim(address) == 0:
+            fine = BASE <= address <= top and address % size == 0
+        else:
+            fine = address.max() <= top and address.min() >= BASE
+            fine = fine and not int(np.bitwise_or.reduce(address)) & (size - 1)
+        if not fine:
+            address = self._report(site, address, lanes, size, write)
+        if np.ndim(address) == 0 and lanes is None:
+            return address, None
+        count = self.machine.lane_count if lanes is None else lanes.count
+        return address, spread(address, count) + compact(lanes, self.row)
+
+    def _report(self, site: Site, address: Value, lanes: Lanes, size: int, write: bool) -> Value:
+        outside = (address < BASE) | (address > BASE + self.size - size)
+        crooked = (address & (size - 1)) != 0
+        verb = "writes" if write else "reads"
+
+        def message(bad: int) -> str:
+            return f"{verb} {size} bytes at shared memory + {bad - BASE}; the block has {self.size} bytes"
+
+        if np.any(outside):
+            self.machine.report("out of bounds", site, outside, lanes, message, address)
+        crooked &= ~outside
+        if np.any(crooked):
+            self.machine.report("misaligned", site, crooked, lanes, message, address)
+        return np.where(outside | crooked, BASE, address)[()]
+
+    def count(self, site: Site, address: Value, lanes: Lanes, size: int) -> None:
+        if not self.machine.counting:
+            return
+        counter = self.machine.access(site)
+        requests, active = self.machine.warps(lanes), self.machine.active(lanes)
+        wavefronts, ideal = count_wavefronts(address, size, lanes, requests)
+        counter.requests += requests
+        counter.lanes += active
+        counter.bytes += active * size
+        counter.wavefronts += wavefronts
+        counter.ideal_wavefronts += ideal
+
+    def load(self, site: Site, address: Value, lanes: Active, immediate: int, element: int, count: int) -> list[Value]:
+        """``count`` elements of ``element`` bytes per lane, unsigned."""
+        if isinstance(lanes, Empty):
+            return [self.words[element].dtype.type(0)] * count
+        size = element * count
+        address, index = self.locate(site, address, lanes, immediate, size, write=False)
+        self.count(site, address, lanes, size)
+        if index is None:
+            return self._load_uniform(site, int(address), element, count)
+        if self.shadow:
+            self.shadow.read(site, self.shadow.granules(index), lanes, size)
+        if count == 1:
+            return [expand(lanes, self.words[element].take(index >> shift(size)))]
+        rows = self.words[element].reshape(-1, count).take(index >> shift(size), axis=0)
+        return [expand(lanes, np.ascontiguousarray(rows[:, i])) for i in range(count)]
+
+    def _load_uniform(self, site: Site, address: int, element: int, count: int) -> list[Value]:
+        first = address + self.block_row
+        if self.shadow and not self.shadow.read_by_all(site, self.shadow.granules(first), element * count):
+            every_lane = self.shadow.granules(np.repeat(first, self.machine.block_lanes))
+            self.shadow.read(site, every_lane, None, element * count)
+        words = [self.words[element].take(first // element + i) for i in range(count)]
+        if self.machine.block_count == 1:
+            return [w[0] for w in words]
+        return [np.repeat(w, self.machine.block_lanes) for w in words]
+
+    def store(
+        self, site: Site, address: Value, lanes: Active, immediate: int, element: int, values: tuple[Value, ...]
+    ) -> None:
+        """Store unsigned elements."""
+        if isinstance(lanes, Empty):
+            return
+        size = element * len(values)
+        address, index = self.locate(site, address, lanes, immediate, size, write=True)
+        self.count(site, address, lanes, size)
+        if index is None:
+            index = spread(address, self.machine.lane_count) + self.row
+        if self.shadow:
+            self.shadow.write(site, self.shadow.granules(index), lanes, size)
+        rows, index = self.words[element].reshape(-1, len(values)), index >> shift(size)
+        for i, value in enumerate(values):
+            rows[:, i][index] = compact(lanes, value)
+
+    def atomic_index(self, site: Site, address: Value, lanes: Lanes, immediate: int, size: int) -> Indices:
+        """Check and record an atomic; indices of ``bytes`` per active lane."""
+        address, index = self.locate(site, address, lanes, immediate, size, write=True)
+        self.count(site, address, lanes, size)
+        if index is None:
+            index = spread(address, self.machine.lane_count) + self.row
+        if self.shadow:
+            self.shadow.write(site, self.shadow.granules(index), lanes, size, mark=ATOMIC)
+        return index
