@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import lru_cache
 
 from .families import Row, depthwise, direct, pointwise
-from .launch import Launch, Target
+from .launch import CTYPES, Launch, Target
 from .problem import ConvProblem
 
 TABLE: tuple[Row, ...] = (*pointwise.ROWS, *depthwise.ROWS, *direct.ROWS)
@@ -23,8 +23,14 @@ def select(problem: ConvProblem, target: Target, kernel: str | None = None) -> R
     """The row that runs the problem, or the one forced by name.
 
     Raises:
+        TypeError: no row takes the dtypes.
         ValueError: the forced row refuses, or every row does; the message gives the reason.
     """
+    if problem.x.dtype not in CTYPES or problem.accumulate not in CTYPES or problem.y.dtype not in CTYPES:
+        raise TypeError(
+            f"the GPU kernels compute {', '.join(CTYPES)}, not {problem.x.dtype} -> {problem.y.dtype} summed in "
+            f"{problem.accumulate}; NumPy arrays take every dtype"
+        )
     candidates = TABLE if kernel is None else (row(kernel),)
     reasons = []
     for candidate in candidates:

@@ -1,0 +1,48 @@
+"""What the depthwise kernels share: what they refuse, and how a problem is cut into bands of output rows."""
+
+from __future__ import annotations
+
+from ..launch import CTYPES
+from ..problem import ConvProblem
+
+DTYPES = ("float32", "float16", "bfloat16")
+THREADS = 128  # of every depthwise kernel
+
+# Bands: enough blocks for WAVES waves of the device, in bands of at least TALL rows (rows above and below a band are
+# read twice); a problem too small for one wave is cut down to bands of SHORT rows.
+WAVES, TALL, SHORT = 8, 7, 2
+
+
+def three(values: tuple[int, ...], fill: int) -> list[int]:
+    """Leading axes of a problem with fewer than three."""
+    return [fill] * (3 - len(values)) + list(values)
+
+
+def refuses(p: ConvProblem) -> str | None:
+    """What every depthwise kernel refuses."""
+    if p.in_per_group != 1:
+        return f"a group has {p.in_per_group} input channels; depthwise kernels take 1"
+    if not 1 <= p.rank <= 3:
+        return f"it has {p.rank} spatial axes; depthwise kernels run 1, 2 or 3"
+    if p.x.dtype not in DTYPES or p.accumulate != "float32":
+        return (
+            f"x is {p.x.dtype} and sums are {p.accumulate}; depthwise kernels run {', '.join(DTYPES)} with float32 sums"
+        )
+    if any(d != 1 for d in p.input_dilations):
+        return f"input_dilations are {p.input_dilations}; depthwise kernels take 1"
+    if p.x.size == 0 or p.y.size == 0:
+        return "x or y is empty"
+    return None
+
+
+def cut_into_bands(rows: int, blocks: int, wave: int) -> int:
+    """Into how many bands to cut ``rows`` output rows, where one band of all is ``blocks`` blocks."""
+    bands = min(-(-WAVES * wave // blocks), -(-rows // TALL))
+    if blocks * bands < wave:
+        bands = min(-(-wave // blocks), -(-rows // SHORT))
+    return max(1, bands)
+
+
+def ctypes(p: ConvProblem) -> list[str]:
+    """Leading template arguments: the types of x, bias and y."""
+    return [CTYPES[t] for t in (p.x.dtype, p.bias or "float32", p.y.dtype)]

@@ -1,0 +1,183 @@
+"""Host half of ``kernels/depthwise_nhwc.cu``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ..launch import Launch, Target, pack, struct
+from ..problem import ITEMSIZE, ConvProblem
+from . import Row, depthwise_common
+from .depthwise_common import THREADS, ctypes, cut_into_bands, three
+from .direct import INT32_LIMIT, activation_parameters
+
+PARAMS = struct(
+    "DepthwiseNhwcParams",
+    [
+        ("w_group", "int64"),
+        ("w_multiplier", "int64"),
+        ("w_taps", "int64", 3),
+        ("channels", "int32"),
+        ("multiplier", "int32"),
+        ("in", "int32", 3),
+        ("out", "int32", 3),
+        ("padding", "int32", 3),
+        ("dilations", "int32", 3),
+        ("depth_stride", "int32"),
+        ("band", "int32"),
+        ("bands", "int32"),
+        ("blocks_per_band", "int32"),
+        ("alpha", "float64"),
+        ("beta", "float64"),
+    ],
+)
+
+
+@dataclass(frozen=True)
+class Tile:
+    """What one thread of ``depthwise_nhwc`` computes, for filters up to a size.
+
+    Attributes:
+        depth, rows, columns: largest filter.
+        stride: of rows and columns.
+        vector: channels.
+        width: output columns.
+        ahead: input rows in flight beyond the one in use.
+        min_blocks: blocks per multiprocessor to compile for; it caps the registers at 65536 / (128 * min_blocks).
+        itemsize: of the elements that the row is for; 0 for any.
+    """
+
+    depth: int
+    rows: int
+    columns: int
+    stride: int
+    vector: int
+    width: int
+    ahead: int
+    min_blocks: int
+    itemsize: int = 0
+
+
+# The first row that covers the filter. Registers are the weights and rolling sums, depth * rows * columns * vector +
+# ceil(rows / stride) * width * vector, and the rows in flight; min_blocks is the most that compiles without spills for
+# every activation. Issue slots per output of the main loop, sm_90a: 3x3 20, stride 2 26, 5x5 41, 7x7 65.
+TILES = (
+    Tile(1, 1, 7, 1, 4, 4, 1, 4, itemsize=2),
+    Tile(1, 1, 7, 1, 4, 4, 1, 3),
+    Tile(1, 1, 7, 2, 4, 4, 1, 3),
+    Tile(1, 3, 3, 1, 2, 4, 2, 6, itemsize=2),  # 24 warps, 36 KB of loads in flight per multiprocessor
+    Tile(1, 3, 3, 1, 2, 4, 2, 5),  # 20 warps, 60 KB
+    Tile(1, 3, 3, 2, 4, 2, 1, 4, itemsize=2),
+    Tile(1, 3, 3, 2, 4, 2, 1, 3),
+    Tile(1, 7, 1, 1, 4, 2, 1, 3),
+    Tile(1, 7, 1, 2, 4, 2, 1, 3),
+    Tile(1, 5, 5, 1, 2, 4, 1, 4, itemsize=2),
+    Tile(1, 5, 5, 1, 2, 4, 1, 3),
+    Tile(1, 5, 5, 2, 2, 2, 1, 3),
+    Tile(1, 7, 7, 1, 2, 4, 1, 2),
+    Tile(1, 7, 7, 2, 2, 2, 1, 2),
+    Tile(3, 3, 3, 1, 2, 4, 1, 3),
+    Tile(3, 3, 3, 2, 2, 2, 1, 2),
+)
+
+
+def _tile(p: ConvProblem) -> Tile | None:
+    depth, rows, columns = three(p.filter, 1)
+    stride = three(p.strides, 1)[2]
+    for tile in TILES:
+        covers = depth <= tile.depth and rows <= tile.rows and columns <= tile.columns
+        if covers and stride == tile.stride and tile.itemsize in (0, ITEMSIZE[p.x.dtype]):
+            return tile
+    return None
+
+
+def refuses(p: ConvProblem, target: Target) -> str | None:
+    """Why the kernel cannot run the problem, or None."""
+    if reason := depthwise_common.refuses(p):
+        return reason
+    for name, tensor in (("x", p.x), ("y", p.y), ("residual", p.residual)):
+        if tensor is not None and not tensor.channels_last:
+            return f"{name} is not dense with channels last (strides {tensor.strides}); depthwise_nhwc needs that"
+    _, row_stride, column_stride = three(p.strides, 1)
+    row_stride = column_stride if three(p.out_spatial, 1)[1] == 1 and three(p.filter, 1)[1] == 1 else row_stride
+    if row_stride != column_stride or column_stride > 2:
+        return f"strides are {p.strides}; depthwise_nhwc takes 1 or 2, the same along rows and columns"
+    if column_stride == 2 and max(three(p.dilations, 1)[1:]) > 1:
+        return f"dilations are {p.dilations} with strides {p.strides}; depthwise_nhwc dilates at stride 1 only"
+    if _tile(p) is None:
+        return f"the filter is {p.filter}; depthwise_nhwc is unrolled up to 7x7 and 3x3x3"
+    row = max(p.in_channels * p.in_spatial[-1], p.out_channels * p.out_spatial[-1])
+    if row * 8 * max(p.dilations) >= INT32_LIMIT or max(p.x.shape + p.y.shape) * 16 >= INT32_LIMIT:
+        return "one row of x or y has too many elements for 32-bit offsets"
+    return None
+
+
+def _vector(p: ConvProblem, widest: int) -> int:
+    """Channels per thread: they divide the channels, and every pixel is aligned to that many elements."""
+    if p.out_per_group != 1:
+        return 1
+    tensors = [t for t in (p.x, p.y, p.residual) if t is not None]
+
+    def fits(vector: int) -> bool:
+        return p.out_channels % vector == 0 and all(t.align >= min(16, vector * ITEMSIZE[t.dtype]) for t in tensors)
+
+    return next(v for v in _halves(widest) if fits(v))
+
+
+def _halves(n: int) -> Iterator[int]:
+    while n >= 1:
+        yield n
+        n //= 2
+
+
+def plan(p: ConvProblem, target: Target) -> Launch:
+    """The launch for a problem with at least one output element."""
+    tile = _tile(p)
+    assert tile is not None
+    vector = _vector(p, tile.vector)
+    depth, rows, columns = three(p.filter, 1)
+    out, dilations = three(p.out_spatial, 1), three(p.dilations, 1)
+    strips = -(-out[2] // (tile.width * dilations[2])) * dilations[2]
+    blocks_per_band = -(-strips * (p.out_channels // vector) // THREADS)
+    phase_rows = -(-out[1] // dilations[1])
+    blocks = blocks_per_band * dilations[1] * out[0] * p.batch
+    band = -(-phase_rows // cut_into_bands(phase_rows, blocks, target.multiprocessors * tile.min_blocks))
+    bands = -(-phase_rows // band)
+    taps = three(p.w.strides[3:], 0)
+    w_vector = (
+        vector > 1
+        and p.w.strides[0] == 1
+        and all(s % vector == 0 for s in taps)
+        and p.w.align >= min(16, vector * ITEMSIZE[p.w.dtype])
+    )
+    code, alpha, beta = activation_parameters(p.activation, p.accumulate)
+    params = pack(
+        PARAMS,
+        w_group=p.w.strides[0],
+        w_multiplier=p.w.strides[1],
+        w_taps=taps,
+        channels=p.out_channels,
+        multiplier=p.out_per_group,
+        out=out,
+        padding=three(tuple(lo for lo, _ in p.padding), 0),
+        dilations=dilations,
+        depth_stride=three(p.strides, 1)[0],
+        band=band,
+        bands=bands,
+        blocks_per_band=blocks_per_band,
+        alpha=alpha,
+        beta=beta,
+        **{"in": three(p.in_spatial, 1)},
+    )
+    sizes = (vector, tile.width, tile.ahead, depth, rows, columns, tile.stride)
+    return Launch(
+        source="depthwise_nhwc.cu",
+        kernel="depthwise_nhwc",
+        template=(*ctypes(p), *sizes, w_vector, p.residual is not None, code, tile.min_blocks),
+        grid=(blocks * bands, 1, 1),
+        block=(THREADS, 1, 1),
+        params=params,
+    )
+
+
+ROWS = (Row("depthwise_nhwc", refuses, plan),)

@@ -1,0 +1,241 @@
+"""1x1 convolutions as matrix products: the host half of ``kernels/pointwise.cu``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+
+from ..launch import CTYPES, Launch, Target, pack, struct
+from ..problem import ITEMSIZE, ConvProblem, Tensor
+from . import Row
+from .pointwise_model import Demand, choose
+from .pointwise_tiles import Engine, Tile
+
+PARAMS = struct(
+    "PointwiseParams",
+    [
+        *((name, "i8") for name in ("x_group", "x_channel", "w_group", "w_out", "w_channel", "y_group", "y_channel")),
+        *((name, "i8") for name in ("residual_group", "residual_channel")),
+        *((name, "i8", 4) for name in ("x_stride", "y_stride", "residual_stride")),
+        *((name, "f8") for name in ("alpha", "beta")),
+        *((name, "i4", 4) for name in ("x_size", "y_size")),
+        *((name, "i4") for name in ("pixels", "in_channels", "out_channels", "pixel_tiles", "channel_tiles")),
+        *((name, "i4") for name in ("workers", "splits")),
+    ],
+)
+
+_INPUTS = ("float32", "float16", "bfloat16", "int8", "uint8")
+_GATHER_LINES, _GATHER_CHUNKS = 0, 1  # enum Copy of kernels/pointwise_stage.cuh
+_WIDTHS = (16, 8, 4, 2, 1)
+
+Axis = tuple[int, ...]  # size, then the stride in each of some tensors
+
+
+def refuses(p: ConvProblem, target: Target) -> str | None:
+    """Why this family cannot run the problem, or None."""
+    if not p.is_pointwise:
+        return f"needs a filter of ones, no padding and no input dilation, got filter {p.filter}, padding {p.padding}"
+    if p.x.dtype not in _INPUTS or p.accumulate not in ("float32", "int32") or p.y.dtype not in CTYPES:
+        return f"computes float32, float16, bfloat16 and 8-bit integers, got {p.x.dtype} -> {p.y.dtype}"
+    if target.capability < 80 and p.x.dtype == "bfloat16":
+        return f"bfloat16 products need compute capability 8.0, {target.arch} has none"
+    if target.capability < 80 and _engine(p) is Engine.TENSOR_CORES and p.x.dtype == "float32":
+        return f"TF32 products need compute capability 8.0, {target.arch} has none"
+    if not p.y.size or not p.taps:
+        return "needs at least one output and one input channel"
+    if p.batch * prod(p.out_spatial) >= 2**31 - 2**9:
+        return f"counts pixels in 32 bits, got {p.batch} x {p.out_spatial}"
+    if max(len(_Access(p).x_axes), len(_Access(p).y_axes)) > 4:
+        return f"walks over at most 4 strided axes, batch included, got the output {p.out_spatial}"
+    return None
+
+
+def plan(p: ConvProblem, target: Target, tile: Tile | None = None) -> Launch:
+    """The launch with a given tile, or with the one that the model in ``pointwise_model`` finds fastest."""
+    access, demand = _Access(p), demand_of(p)
+    tile = tile or choose(demand, target)
+    pixel_tiles, channel_tiles = demand.tiles(tile)
+    workers, splits = demand.workers(tile, target), demand.splits(tile, target)
+    residual = p.residual or p.y
+    params = pack(
+        PARAMS,
+        x_group=p.x.strides[1],
+        x_channel=p.x.strides[2],
+        w_group=p.w.strides[0],
+        w_out=p.w.strides[1],
+        w_channel=p.w.strides[2],
+        y_group=p.y.strides[1],
+        y_channel=p.y.strides[2],
+        residual_group=residual.strides[1],
+        residual_channel=residual.strides[2],
+        x_stride=_aligned(access.x_axes, 1, 0),
+        y_stride=_aligned(access.y_axes, 1, 0),
+        residual_stride=_aligned(access.y_axes, 2, 0),
+        alpha=p.activation.alpha if p.activation else 0.0,
+        beta=p.activation.beta if p.activation else 0.0,
+        x_size=_aligned(access.x_axes, 0, 1),
+        y_size=_aligned(access.y_axes, 0, 1),
+        pixels=demand.pixels,
+        in_channels=p.in_per_group,
+        out_channels=p.out_per_group,
+        pixel_tiles=pixel_tiles,
+        channel_tiles=channel_tiles,
+        workers=workers,
+        splits=splits,
+    )
+    return Launch(
+        source="pointwise.cu",
+        kernel="pointwise",
+        template=(
+            *(CTYPES[t] for t in (p.x.dtype, p.w.dtype, p.bias or p.accumulate, p.y.dtype)),
+            demand.engine.value,
+            p.activation.code if p.activation else 0,
+            tile.cpp,
+            access.cpp,
+        ),
+        grid=(channel_tiles * splits * workers * p.groups, 1, 1),
+        block=(tile.threads, 1, 1),
+        params=params,
+        shared_bytes=demand.shared_bytes(tile),
+        workspace_bytes=demand.workspace_bytes(tile, splits),
+    )
+
+
+def demand_of(p: ConvProblem) -> Demand:
+    """The product that a problem asks for."""
+    access = _Access(p)
+    return Demand(
+        pixels=p.batch * prod(p.out_spatial),
+        channels=p.out_per_group,
+        groups=p.groups,
+        k=p.in_per_group,
+        x_size=ITEMSIZE[p.x.dtype],
+        y_size=ITEMSIZE[p.y.dtype],
+        residual=p.residual is not None,
+        engine=_engine(p),
+        pixels_in_rows=access.pixels_in_rows,
+        transposed=access.transposed,
+    )
+
+
+def _engine(p: ConvProblem) -> Engine:
+    if p.x_zero_point or p.w_zero_point:
+        return Engine.TENSOR_CORES_ZERO_POINTS
+    if p.x.dtype == "float32" and p.precision != "tf32":
+        return Engine.IEEE
+    return Engine.TENSOR_CORES
+
+
+@dataclass(frozen=True)
+class _Access:
+    """How the kernel walks over pixels and how wide it reads and writes: the template ``Access``."""
+
+    p: ConvProblem
+
+    @cached_property
+    def x_axes(self) -> tuple[Axis, ...]:
+        """Pixel axes of x as (size, stride), collapsed, the fastest last."""
+        p = self.p
+        spatial = (s * step for s, step in zip(p.x.strides[3:], p.strides, strict=True))
+        return _collapse(zip((p.batch, *p.out_spatial), (p.x.strides[0], *spatial), strict=True))
+
+    @cached_property
+    def y_axes(self) -> tuple[Axis, ...]:
+        """Pixel axes of y and residual as (size, y stride, residual stride)."""
+        p = self.p
+        tensors = (p.y.strides, (p.residual or p.y).strides)
+        return _collapse(zip((p.batch, *p.out_spatial), *((s[0], *s[3:]) for s in tensors), strict=True))
+
+    @cached_property
+    def pixels_in_rows(self) -> bool:
+        """Columns are the contiguous axis of the output, its channels where neither axis is contiguous."""
+        return self.p.y.strides[2] == 1 or self.y_axes[-1][1] != 1
+
+    @cached_property
+    def transposed(self) -> bool:
+        """Whether x has contiguous pixels, columns of the product, and can be copied as it lies."""
+        p = self.p
+        possible = not self.pixels_in_rows and p.x.strides[2] != 1 and ITEMSIZE[p.x.dtype] > 1
+        return possible and self._pixel_width >= 4
+
+    @property
+    def _pixel_width(self) -> int:
+        size, stride = self.x_axes[-1]
+        others = (*(s for _, s in self.x_axes[:-1]), *self.p.x.strides[1:3])
+        return _width(self.p.x, size, others) if stride == 1 else 0
+
+    @property
+    def x_copy(self) -> int:
+        """Bytes per asynchronous copy, or how the elements are gathered."""
+        p = self.p
+        if self.transposed:
+            return self._pixel_width
+        if p.x.strides[2] == 1:
+            width = _width(p.x, p.in_per_group, (p.x.strides[1], *(s for _, s in self.x_axes)))
+            return width if width >= 4 else _GATHER_CHUNKS
+        return _GATHER_LINES
+
+    @property
+    def w_copy(self) -> int:
+        """The same for the filter."""
+        w = self.p.w
+        if w.strides[2] == 1:
+            width = _width(w, self.p.in_per_group, w.strides[:2])
+            return width if width >= 4 else _GATHER_CHUNKS
+        return _GATHER_LINES
+
+    @property
+    def y_bytes(self) -> int:
+        """Bytes per store."""
+        p = self.p
+        tensors = [(p.y, 1)] + ([(p.residual, 2)] if p.residual else [])
+        widths = []
+        for tensor, i in tensors:
+            pixel_strides = [axis[i] for axis in self.y_axes]
+            if self.pixels_in_rows:
+                count, stride, others = p.out_per_group, tensor.strides[2], pixel_strides
+            else:
+                count, stride, others = self.y_axes[-1][0], pixel_strides[-1], [*pixel_strides[:-1], tensor.strides[2]]
+            itemsize = ITEMSIZE[tensor.dtype]
+            widest = 16 if itemsize > 1 else 8  # a warp tile may be 8 columns wide
+            widths.append(min(widest, _width(tensor, count, (*others, tensor.strides[1]))) if stride == 1 else itemsize)
+        return min(widths)
+
+    @property
+    def cpp(self) -> str:
+        """The template argument."""
+        x_axes, y_axes = (1 if len(a) <= 1 else 2 if len(a) == 2 else 4 for a in (self.x_axes, self.y_axes))
+        numbers = (self.pixels_in_rows, self.transposed, self.x_copy, x_axes, self.w_copy, self.y_bytes, y_axes)
+        return f"Access<{', '.join(str(int(n)) for n in numbers)}>"
+
+
+def _collapse(axes: object) -> tuple[Axis, ...]:
+    """Merge neighbouring axes that one stride covers in every tensor; axes of length 1 vanish."""
+    merged: list[Axis] = []
+    for size, *strides in axes:  # type: ignore[attr-defined]
+        if size == 1:
+            continue
+        if merged and all(outer == size * inner for outer, inner in zip(merged[-1][1:], strides, strict=True)):
+            merged[-1] = (merged[-1][0] * size, *strides)
+        else:
+            merged.append((size, *strides))
+    return tuple(merged) or ((1, *strides),)
+
+
+def _width(tensor: Tensor, count: int, other_strides: tuple[int, ...]) -> int:
+    """Widest access in bytes along a contiguous axis of ``count`` elements, aligned under all other strides."""
+    itemsize = ITEMSIZE[tensor.dtype]
+    for width in _WIDTHS:
+        fits = all(n * itemsize % width == 0 for n in (count, *other_strides))
+        if width == itemsize or (fits and tensor.align % width == 0):
+            return width
+    raise AssertionError(f"no element of {tensor.dtype} is wider than {_WIDTHS[0]} bytes")
+
+
+def _aligned(axes: tuple[Axis, ...], field: int, fill: int) -> tuple[int, ...]:
+    """One field of the axes, right-aligned to four."""
+    return (fill,) * (4 - len(axes)) + tuple(axis[field] for axis in axes)
+
+
+ROWS = (Row("pointwise", refuses, plan),)

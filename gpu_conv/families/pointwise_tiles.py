@@ -1,0 +1,151 @@
+"""Tiles of the pointwise kernel."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+
+class Engine(Enum):
+    """Arithmetic of a kernel; the values are the enumeration of ``kernels/pointwise.cu``."""
+
+    IEEE = 0
+    TENSOR_CORES = 1
+    TENSOR_CORES_ZERO_POINTS = 2
+
+
+@dataclass(frozen=True)
+class Tile:
+    """The template ``Tile``: what one block computes and how.
+
+    Attributes:
+        rows, columns: of the product; pixels are the rows where the output is channels-last, else the columns.
+        slab: bytes of k fetched at a time.
+        warp_rows, warp_columns: part of one warp.
+        stages: slabs in the ring.
+        k_warps: warps that share a slab's k.
+        resident: whether the filter stays in shared memory while the block walks over pixel tiles.
+        blocks: blocks per multiprocessor for which registers are allotted.
+        split: whether several blocks share the k of a tile.
+    """
+
+    rows: int
+    columns: int
+    slab: int
+    warp_rows: int
+    warp_columns: int
+    stages: int
+    k_warps: int
+    resident: bool
+    blocks: int
+    split: bool = False
+
+    @property
+    def warps(self) -> int:
+        """Warps side by side on the tile."""
+        return (self.rows // self.warp_rows) * (self.columns // self.warp_columns)
+
+    @property
+    def threads(self) -> int:
+        return self.warps * self.k_warps * 32
+
+    @property
+    def cpp(self) -> str:
+        """The template argument."""
+        numbers = (self.rows, self.columns, self.slab, self.warp_rows, self.warp_columns, self.stages, self.k_warps)
+        return f"Tile<{', '.join(map(str, (*numbers, int(self.resident), int(self.split), self.blocks)))}>"
+
+
+def _resident(
+    rows: int, columns: int, slab: int, warp_rows: int, warp_columns: int, blocks: int, stages: int = 4
+) -> Tile:
+    return Tile(rows, columns, slab, warp_rows, warp_columns, stages, 1, True, blocks)
+
+
+def _streaming(
+    rows: int, columns: int, slab: int, warp_rows: int, warp_columns: int, blocks: int, stages: int = 4
+) -> Tile:
+    return Tile(rows, columns, slab, warp_rows, warp_columns, stages, 1, False, blocks)
+
+
+def _few(rows: int, columns: int, slab: int, k_warps: int, blocks: int, split: bool = False) -> Tile:
+    return Tile(rows, columns, slab, rows, columns, 4, k_warps, False, blocks, split)
+
+
+# Keyed by the engine and by whether pixels are in the rows. Registers decide the warp tiles: 2 blocks of 256 threads
+# leave 128 registers a thread, of which the sums may take about 64. `blocks` is what the cubins reach without spills.
+TILES: dict[tuple[Engine, bool], tuple[Tile, ...]] = {
+    (Engine.TENSOR_CORES, True): (
+        _resident(256, 16, 64, 32, 16, 3, stages=3),
+        _resident(256, 24, 64, 32, 24, 3, stages=3),
+        _resident(256, 32, 64, 32, 32, 3, stages=3),
+        _resident(128, 48, 64, 16, 48, 3),
+        _resident(128, 64, 64, 32, 32, 3),
+        _resident(128, 96, 64, 32, 48, 2),
+        _resident(128, 96, 32, 32, 48, 2),
+        _resident(128, 128, 64, 32, 64, 2),
+        _resident(64, 144, 64, 16, 72, 2),
+        _resident(64, 160, 64, 16, 80, 2),
+        _resident(64, 192, 64, 16, 96, 2),
+        _streaming(128, 128, 64, 64, 64, 2),
+        _streaming(128, 64, 64, 32, 32, 3),
+        _streaming(64, 64, 64, 32, 32, 4),
+        _few(16, 32, 256, 8, 2),
+        _few(16, 16, 256, 8, 2),
+        _few(32, 32, 128, 4, 4),
+        _few(32, 32, 128, 4, 4, split=True),
+    ),
+    (Engine.TENSOR_CORES, False): (
+        _resident(16, 256, 64, 16, 32, 3, stages=3),
+        _resident(32, 256, 64, 32, 32, 3, stages=3),
+        _resident(48, 128, 64, 48, 16, 3),
+        _resident(64, 128, 64, 32, 32, 3),
+        _resident(96, 128, 64, 48, 32, 2),
+        _resident(128, 128, 64, 32, 64, 2),
+        _resident(144, 64, 64, 48, 32, 2),
+        _resident(192, 64, 64, 48, 32, 2),
+        _streaming(128, 128, 64, 64, 64, 2),
+        _streaming(64, 128, 64, 32, 32, 3),
+        _streaming(64, 64, 64, 32, 32, 4),
+        _few(16, 32, 256, 8, 2),
+        _few(32, 32, 128, 4, 4),
+        _few(32, 32, 128, 4, 4, split=True),
+    ),
+    (Engine.TENSOR_CORES_ZERO_POINTS, True): (
+        _resident(128, 64, 64, 32, 32, 2),
+        _streaming(64, 64, 64, 32, 32, 3),
+        _few(16, 32, 256, 8, 2),
+    ),
+    (Engine.TENSOR_CORES_ZERO_POINTS, False): (
+        _resident(64, 128, 64, 32, 32, 2),
+        _streaming(64, 64, 64, 32, 32, 3),
+        _few(16, 32, 256, 8, 2),
+    ),
+    (Engine.IEEE, True): (
+        _resident(256, 16, 64, 32, 16, 3),
+        _resident(256, 24, 64, 32, 24, 2),
+        _resident(256, 32, 64, 32, 32, 2),
+        _resident(128, 64, 64, 32, 32, 2),
+        _resident(128, 96, 64, 32, 48, 2),
+        _resident(128, 144, 64, 32, 72, 1),
+        _streaming(128, 128, 64, 32, 64, 2, stages=3),
+        _streaming(128, 64, 64, 32, 32, 2),
+        _streaming(64, 64, 64, 16, 32, 2),
+        _few(16, 32, 256, 8, 2),
+        _few(32, 32, 128, 8, 2),
+        _few(32, 32, 128, 8, 2, split=True),
+    ),
+    (Engine.IEEE, False): (
+        _resident(16, 256, 64, 16, 32, 3),
+        _resident(32, 256, 64, 32, 32, 2),
+        _resident(64, 128, 64, 32, 32, 2),
+        _resident(96, 128, 64, 24, 64, 2),
+        _resident(144, 64, 64, 24, 32, 1),
+        _streaming(128, 128, 64, 64, 32, 2, stages=3),
+        _streaming(64, 128, 64, 32, 32, 2),
+        _streaming(64, 64, 64, 16, 32, 2),
+        _few(16, 32, 256, 8, 2),
+        _few(32, 32, 128, 8, 2),
+        _few(32, 32, 128, 8, 2, split=True),
+    ),
+}

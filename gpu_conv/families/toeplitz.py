@@ -1,0 +1,286 @@
+"""Host half of ``kernels/depthwise_toeplitz.cu``: channels-first depthwise convolution on the tensor cores."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from ..launch import CTYPES, Launch, Target, pack, struct
+from ..problem import ITEMSIZE, ConvProblem, Tensor
+from . import Row
+from .direct import INT32_LIMIT, activation_parameters
+
+PARAMS = struct(
+    "DepthwiseToeplitzParams",
+    [
+        *((name, "int64") for name in ("x_image", "x_channel", "w_group", "w_multiplier", "w_row", "w_column")),
+        *((name, "int64") for name in ("y_image", "y_group", "y_multiplier")),
+        *((name, "int64") for name in ("residual_image", "residual_group", "residual_multiplier")),
+        *((name, "float64") for name in ("alpha", "beta")),
+        *((name, "int32") for name in ("x_row", "y_row", "residual_row", "channels", "multiplier")),
+        *((name, "int32", 2) for name in ("in", "out", "padding")),
+        *((name, "int32") for name in ("filter_columns", "lead", "blocks", "per_group", "streams", "groups")),
+        *((name, "int32") for name in ("bands", "band", "chunks", "groups_per_warp", "stream_pitch")),
+    ],
+)
+
+WARPS = 4  # kToeplitzWarps
+UNITS = 16  # rows of a product: column blocks that a warp computes at a time
+COLUMNS = 8  # columns of a product: outputs of a column block
+STEP = 16  # columns of x in one product
+
+_OUTPUTS = ("float16", "bfloat16", "float32")
+
+
+@dataclass(frozen=True)
+class Tile:
+    """How a filter is compiled.
+
+    Attributes:
+        rows: most filter rows; the kernel is unrolled over the true number.
+        steps: most products along a filter row.
+        stages: chunks of rows in a warp's ring.
+        min_blocks: blocks per multiprocessor to compile for; it caps the registers at 65536 / (128 * min_blocks).
+    """
+
+    rows: int
+    steps: int
+    stages: int
+    min_blocks: int
+
+
+# The first row that covers the filter. Registers are the filter (2 * rows * steps) and the sums (4 * rows).
+TILES = (
+    Tile(3, 1, 3, 8),
+    Tile(3, 3, 3, 6),
+    Tile(5, 1, 3, 6),
+    Tile(5, 3, 3, 5),
+    Tile(7, 1, 3, 5),
+    Tile(7, 2, 3, 4),
+    Tile(9, 2, 3, 3),
+    Tile(13, 2, 3, 2),
+)
+
+# Warps to split a problem into, in units of what the device holds at a time: streams are cut into bands, of at least
+# SHORT rows, until there is one for every warp, and groups are dealt out so that there are WAVES times as many warps.
+WAVES, SHORT = 4, 4
+
+
+def refuses(p: ConvProblem, target: Target) -> str | None:
+    """Why the kernel cannot run the problem, or None."""
+    if p.in_per_group != 1:
+        return f"a group has {p.in_per_group} input channels; depthwise kernels take 1"
+    if not 1 <= p.rank <= 2:
+        return f"it has {p.rank} spatial axes; depthwise_toeplitz runs 1 or 2"
+    if p.x.dtype not in ("float16", "bfloat16") or p.w.dtype != p.x.dtype or p.y.dtype not in _OUTPUTS:
+        return f"it computes float16 and bfloat16, got x {p.x.dtype}, w {p.w.dtype}, y {p.y.dtype}"
+    if target.capability < 80:
+        return f"its products need compute capability 8.0, {target.arch} has less"
+    if p.y.size == 0 or p.x.size == 0:
+        return "x or y is empty"
+    for name, tensor in (("x", p.x), ("y", p.y), ("residual", p.residual)):
+        if tensor is not None and tensor.shape[-1] > 1 and tensor.strides[-1] != 1:
+            return f"the last axis of {name} has stride {tensor.strides[-1]}; depthwise_toeplitz needs 1"
+    if max(p.dilations + p.input_dilations) > 1:
+        return f"dilations are {p.dilations}, input_dilations {p.input_dilations}; depthwise_toeplitz takes 1"
+    if len(set(p.strides)) > 1 or p.strides[-1] > 2:
+        return f"strides are {p.strides}; depthwise_toeplitz takes 1 or 2, the same along rows and columns"
+    geometry = _Geometry(p)
+    if geometry.tile is None:
+        return f"the filter is {p.filter}; depthwise_toeplitz is unrolled up to 13x13"
+    if geometry.shared_bytes > target.shared_per_block:
+        return f"its ring of rows needs {geometry.shared_bytes} bytes of shared memory, {target.name} has less"
+    rows = max(abs(_two(t.strides[3:], 0)[0]) for t in (p.x, p.y, p.residual or p.y))
+    if (max(*p.in_spatial, *p.out_spatial) + 64) * max(rows, 16) >= INT32_LIMIT or p.batch * 64 >= INT32_LIMIT:
+        return "an image has too many elements between its first and last row for 32-bit offsets"
+    return None
+
+
+def plan(p: ConvProblem, target: Target) -> Launch:
+    """The launch for a problem that is not refused."""
+    geometry = _Geometry(p)
+    tile = geometry.tile
+    assert tile is not None
+    split = _split(p, geometry, target)
+    code, alpha, beta = activation_parameters(p.activation, p.accumulate)
+    residual = p.residual or p.y
+    params = pack(
+        PARAMS,
+        x_image=p.x.strides[0],
+        x_channel=p.x.strides[1],
+        w_group=p.w.strides[0],
+        w_multiplier=p.w.strides[1],
+        w_row=_two(p.w.strides[3:], 0)[0],
+        w_column=p.w.strides[-1],
+        y_image=p.y.strides[0],
+        y_group=p.y.strides[1],
+        y_multiplier=p.y.strides[2],
+        residual_image=residual.strides[0],
+        residual_group=residual.strides[1],
+        residual_multiplier=residual.strides[2],
+        alpha=alpha,
+        beta=beta,
+        x_row=_two(p.x.strides[3:], 0)[0],
+        y_row=_two(p.y.strides[3:], 0)[0],
+        residual_row=_two(residual.strides[3:], 0)[0],
+        channels=p.out_channels,
+        multiplier=p.out_per_group,
+        out=geometry.out,
+        padding=geometry.padding,
+        filter_columns=p.filter[-1],
+        lead=geometry.lead,
+        blocks=geometry.blocks,
+        per_group=geometry.per_group,
+        streams=p.batch * split.bands,
+        groups=split.groups,
+        bands=split.bands,
+        band=split.band,
+        chunks=geometry.chunks(split.band),
+        groups_per_warp=split.groups_per_warp,
+        stream_pitch=geometry.stream_pitch,
+        **{"in": geometry.size},
+    )
+    types = [CTYPES[t] for t in (p.x.dtype, p.bias or "float32", p.y.dtype)]
+    sizes = (geometry.rows, geometry.stride, geometry.steps, geometry.vector, geometry.copies, geometry.y_vector)
+    blocks = -(-split.groups // (WARPS * split.groups_per_warp))
+    return Launch(
+        source="depthwise_toeplitz.cu",
+        kernel="depthwise_toeplitz",
+        template=(*types, *sizes, tile.stages, p.residual is not None, code, tile.min_blocks),
+        grid=(blocks * p.out_channels, geometry.strips, 1),
+        block=(32 * WARPS, 1, 1),
+        params=params,
+        shared_bytes=geometry.shared_bytes,
+    )
+
+
+def _two(values: tuple[int, ...], fill: int) -> tuple[int, int]:
+    """Rows and columns of a problem that may have columns only."""
+    return (fill, *values)[-2:]  # type: ignore[return-value]
+
+
+def _vector(t: Tensor, widest: int) -> int:
+    """Elements per access along the last axis: they divide a row, and every row is aligned to them."""
+    strides = [s for s, n in zip(t.strides[:-1], t.shape[:-1], strict=True) if n > 1]
+    size = ITEMSIZE[t.dtype]
+    candidates = (v for v in (4, 2, 1) if v <= widest)
+    return next(v for v in candidates if t.align >= v * size and all(s % v == 0 for s in (t.shape[-1], *strides)))
+
+
+@dataclass(frozen=True)
+class _Geometry:
+    """What the shape alone decides: windows, streams, the ring of rows."""
+
+    p: ConvProblem
+
+    @cached_property
+    def size(self) -> tuple[int, int]:
+        return _two(self.p.in_spatial, 1)
+
+    @cached_property
+    def out(self) -> tuple[int, int]:
+        return _two(self.p.out_spatial, 1)
+
+    @cached_property
+    def padding(self) -> tuple[int, int]:
+        return _two(tuple(lo for lo, _ in self.p.padding), 0)
+
+    @property
+    def rows(self) -> int:
+        return _two(self.p.filter, 1)[0]
+
+    @property
+    def stride(self) -> int:
+        return self.p.strides[-1]
+
+    @cached_property
+    def vector(self) -> int:
+        """Columns per copy."""
+        return _vector(self.p.x, 4)
+
+    @cached_property
+    def y_vector(self) -> int:
+        return min(_vector(t, 2) for t in (self.p.y, self.p.residual or self.p.y))
+
+    @cached_property
+    def lead(self) -> int:
+        """Zero columns before the filter, so that windows start at a multiple of the vector."""
+        return -self.padding[1] % self.vector
+
+    @cached_property
+    def steps(self) -> int:
+        return -(-((COLUMNS - 1) * self.stride + self.p.filter[-1] + self.lead) // STEP)
+
+    @cached_property
+    def tile(self) -> Tile | None:
+        live = -(-self.rows // self.stride)
+        return next((t for t in TILES if self.rows <= t.rows and live <= t.rows and self.steps <= t.steps), None)
+
+    @cached_property
+    def strips(self) -> int:
+        """Of columns: what 16 column blocks do not cover is another block's."""
+        return -(-self.out[1] // (UNITS * COLUMNS))
+
+    @cached_property
+    def blocks(self) -> int:
+        return -(-self.out[1] // (self.strips * COLUMNS))
+
+    @cached_property
+    def per_group(self) -> int:
+        return UNITS // self.blocks
+
+    @cached_property
+    def window(self) -> int:
+        """Columns of x under the windows of a strip."""
+        return (self.blocks - 1) * COLUMNS * self.stride + self.steps * STEP
+
+    @cached_property
+    def copies(self) -> int:
+        """Copies of a lane per row."""
+        vectors = min(self.window, self.size[1]) // self.vector
+        return max(1, -(-self.per_group * vectors // 32))
+
+    @cached_property
+    def stream_pitch(self) -> int:
+        """Bytes; an odd number of 16-byte lines, so that the lines of neighbouring streams lie in different banks."""
+        return (self.window * 2 // 16 | 1) * 16
+
+    @cached_property
+    def chunk(self) -> int:
+        """Output rows of a chunk: ``ToeplitzWalk::kOutputs``."""
+        live = -(-self.rows // self.stride)
+        return live * -(-4 // live)
+
+    def chunks(self, band: int) -> int:
+        """Chunks that a band takes; the first output row is complete after ``kLive`` steps."""
+        return -(-(band + -(-self.rows // self.stride) - 1) // self.chunk)
+
+    @cached_property
+    def shared_bytes(self) -> int:
+        stages = self.tile.stages if self.tile else 0
+        return WARPS * stages * self.chunk * self.stride * self.per_group * self.stream_pitch
+
+
+@dataclass(frozen=True)
+class _Split:
+    """How the streams of a channel are made and dealt to warps."""
+
+    bands: int
+    band: int
+    groups: int
+    groups_per_warp: int
+
+
+def _split(p: ConvProblem, geometry: _Geometry, target: Target) -> _Split:
+    assert geometry.tile is not None
+    resident = target.multiprocessors * geometry.tile.min_blocks * WARPS
+    per_channel = max(1, resident // (p.out_channels * geometry.strips))
+    bands = max(1, min(-(-geometry.out[0] // SHORT), per_channel * geometry.per_group // p.batch))
+    band = -(-geometry.out[0] // bands)
+    bands = -(-geometry.out[0] // band)
+    groups = -(-p.batch * bands // geometry.per_group)
+    groups_per_warp = max(1, groups * p.out_channels * geometry.strips // (WAVES * resident))
+    return _Split(bands, band, groups, groups_per_warp)
+
+
+ROWS = (Row("depthwise_toeplitz", refuses, plan),)

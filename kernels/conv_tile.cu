@@ -1,0 +1,312 @@
+// Dense and grouped convolution, channels last, 16-bit: products of tensor cores straight from a haloed tile of the input.
+//
+// Block: one tile of output pixels (images x rows x columns) and one set of outputs, for tile after tile. The input under
+//        the tile, a halo included, arrives once by asynchronous copies, in slabs of channels, in a ring of STAGES; the
+//        filter stays in shared memory (RESIDENT) or comes with the slabs.
+// Warp:  BARS bars of 16 pixels x kTiles tiles of 8 outputs, float32 sums. Operand A comes by ldmatrix from the input tile
+//        at a shifted pixel: row y of the input is read once per filter column and multiplied with every filter row
+//        that it touches, R times fewer reads than one per tap. k runs over the columns and channels of a filter row, 16
+//        at a time; where a unit has one chunk of 8 channels that is two taps, and an odd last one is a half product.
+// Groups of less than 8 channels (GROUPS of them in a chunk) are products with a block-diagonal filter: its zeros meet the
+//        inputs of other groups, which is NaN where those are not finite. A warp that finds NaN in its sums computes
+//        them again, group by group, with the other groups' inputs cleared.
+// Thread: in the epilogue Y_BYTES at a time, staged through the warp's own shared memory.
+// Traffic: input once plus the halo (from L2), per block of outputs; output and residual once; filter once per block.
+// Limits: channels of x side by side, all other strides of x divisible by 8 and 16-byte aligned; one image of x and of y
+//        below 2^31 elements.
+#include "epilogue.cuh"
+#include "conv_tile.cuh"
+
+// GROUPS: groups in one chunk of 8 channels, 1 where a group has at least 8. W_COPY: see stage_filter.
+template <int GROUPS, int W_COPY, int RESIDUAL, int Y_BYTES>
+struct Access {
+    static constexpr int kGroups = GROUPS, kYBytes = Y_BYTES;
+    static constexpr bool kWCopy = W_COPY, kResidual = RESIDUAL;
+    static_assert(8 % GROUPS == 0 && !(W_COPY && GROUPS > 1), "whole groups in a chunk; only whole chunks are copied");
+};
+
+template <class TILE>
+struct Sums {
+    float bar[TILE::kBars][TILE::kWarpTiles][2][2];  // of one unit: bar, 8 outputs, strip, neighbouring outputs
+};
+
+// All products of one slab of one unit. pixels and filter: of this warp and lane, see the kernel. MASKED: only the halves
+// of the operand words selected by mask take part.
+template <class T, class F, class TILE, bool MASKED>
+DEVICE void multiply(Sums<TILE>& sums, uint32 pixels, uint32 filter, uint32 mask, int lane) {
+    typedef Layout<F, TILE> L;
+    constexpr int kItems = F::kColumns * TILE::kChunks, kSteps = ceil_div(kItems, 2);
+    constexpr int kStride = TILE::kAlongRow ? 1 : F::kStrideRows;
+    constexpr int kStepBytes = TILE::kAlongRow ? 16 * L::kPixelBytes : L::kRowBytes;
+    constexpr int kInputs = (TILE::kBars - 1) * kStride + (F::kRows - 1) * F::kDilationRows + 1;
+    static_assert(!TILE::kAlongRow || F::kRows == 1, "bars along a row share no input rows");
+    const auto offset = [](int item) {
+        return L::slot(item / TILE::kChunks * F::kDilationColumns) * L::kPixelBytes + item % TILE::kChunks * 16;
+    };
+    const uint32 line_pair = filter + (lane % 8 + lane / 16 * 8) * L::kLineBytes + lane / 8 % 2 * 16;
+    const uint32 line = filter + lane % 16 * L::kLineBytes;
+#pragma unroll
+    for (int step = 0; step < kSteps; step++) {
+        const int item = step * 2;
+        const bool whole = item + 1 < kItems;  // else 8 channels are left
+        uint32 b[F::kRows][TILE::kWarpTiles][2];
+#pragma unroll
+        for (int r = 0; r < F::kRows; r++) {
+#pragma unroll
+            for (int j = 0; j < TILE::kWarpTiles; j += 2) {
+                const uint32 at = (r * kItems + item) * 16 + j * 8 * L::kLineBytes;
+                if (j + 1 == TILE::kWarpTiles) {
+                    if (whole) {
+                        ldmatrix_x2(b[r][j][0], b[r][j][1], line_pair + at);
+                    } else {
+                        ldmatrix_x1(b[r][j][0], line + at);
+                    }
+                } else if (whole) {
+                    uint32 four[4];
+                    ldmatrix_x4(four, line_pair + at);
+                    b[r][j][0] = four[0], b[r][j][1] = four[1];
+                    b[r][(j + 1) % TILE::kWarpTiles][0] = four[2], b[r][(j + 1) % TILE::kWarpTiles][1] = four[3];
+                } else {
+                    ldmatrix_x2(b[r][j][0], b[r][(j + 1) % TILE::kWarpTiles][0], line + at);
+                }
+            }
+        }
+        const uint32 from = pixels + offset(item) + (whole ? lane / 16 * (offset(item + 1) - offset(item)) : 0);
+#pragma unroll
+        for (int y = 0; y < kInputs; y++) {
+            bool read = false;
+            uint32 a[4];
+#pragma unroll
+            for (int r = 0; r < F::kRows; r++) {
+                const int above = y - r * F::kDilationRows;
+                if (above < 0 || above % kStride != 0 || above / kStride >= TILE::kBars) continue;
+                if (!read) {
+                    if (whole) {
+                        ldmatrix_x4(a, from + y * kStepBytes);
+                    } else {
+                        ldmatrix_x2(a[0], a[1], from + y * kStepBytes);
+                    }
+                    if constexpr (MASKED) {
+#pragma unroll
+                        for (int i = 0; i < (whole ? 4 : 2); i++) a[i] &= mask;
+                    }
+                    read = true;
+                }
+#pragma unroll
+                for (int j = 0; j < TILE::kWarpTiles; j++) {
+                    float(&sum)[2][2] = sums.bar[above / kStride][j];
+                    if (whole) {
+                        mma<T, T>(sum[0], sum[1], a, b[r][j][0], b[r][j][1]);
+                    } else {
+                        mma_half<T>(sum[0], sum[1], a[0], a[1], b[r][j][0]);
+                    }
+                }
+            }
+        }
+    }
+}
+
+// visit(sum, column) for every sum of a unit; column: of the unit's outputs that the warp computes.
+template <class TILE, class Visit>
+DEVICE void for_each_sum(Sums<TILE>& sums, int lane, Visit visit) {
+#pragma unroll
+    for (auto& bar : sums.bar) {
+#pragma unroll
+        for (int j = 0; j < TILE::kWarpTiles; j++) {
+#pragma unroll
+            for (int i = 0; i < 4; i++) visit(bar[j][i / 2][i % 2], j * 8 + lane % 4 * 2 + i % 2);
+        }
+    }
+}
+
+template <class T, class B, class Y, int ACT, class F, class TILE, class ACCESS>
+__global__ void __launch_bounds__(TILE::kThreads, TILE::kBlocks)
+    conv_tile(const T* __restrict__ x, const T* __restrict__ w, const B* __restrict__ bias,
+              const Y* __restrict__ residual, const int32*, const int32*, Y* __restrict__ y, void*,
+              const ConvTileParams p) {
+    typedef Layout<F, TILE> L;
+    constexpr int kGroups = ACCESS::kGroups, kWarpOutputs = TILE::kTiles * 8, kUnitOutputs = TILE::kUnitTiles * 8;
+    constexpr int kStore = ACCESS::kYBytes / sizeof(Y);  // elements
+    constexpr int kStagedBytes = (ceil_div(kWarpOutputs * int(sizeof(Y)), 16) | 1) * 16;  // of a pixel
+    static_assert(same<T, float16> || same<T, bfloat16>, "the products are 16-bit");
+    static_assert(kGroups == 1 || (TILE::kChunks == 1 && TILE::kResident), "small groups: one chunk, one slab");
+
+    // Shared memory: bias | staged outputs of every warp | ring | filter (RESIDENT).
+    extern __shared__ __align__(128) unsigned char shared[];
+    constexpr int kStagingAt = ceil_div(L::kLines * 4, 128) * 128;
+    constexpr int kRingAt = kStagingAt + TILE::kWarps * 16 * kStagedBytes;
+    float* const shared_bias = reinterpret_cast<float*>(shared);
+    const uint32 ring = shared_address(shared) + kRingAt, resident = ring + TILE::kStages * L::kStageBytes;
+
+    const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
+    const int warp_m = warp / TILE::kWarpsN, warp_n = warp % TILE::kWarpsN;
+    const int blocks = gridDim.x / p.workers, channels = blockIdx.x % blocks, worker = blockIdx.x / blocks;
+    const int first_unit = channels / p.parts * TILE::kUnits, first_output = channels % p.parts * kUnitOutputs;
+    x += first_unit * p.unit_chunks * 8;
+
+    for (int line = thread; line < L::kLines; line += TILE::kThreads) {
+        const int unit = first_unit + line / kUnitOutputs, output = first_output + line % kUnitOutputs;
+        const bool present = bias != nullptr && unit < p.units && output < p.unit_outputs;
+        shared_bias[line] = present ? to_accumulator<float>(bias[unit * p.unit_outputs + output]) : 0.0f;
+    }
+    if constexpr (TILE::kResident) {
+#pragma unroll 1
+        for (int slab = 0; slab < p.slabs; slab++) {
+            stage_filter<T, F, TILE, kGroups, ACCESS::kWCopy>(resident + slab * L::kFilterBytes, w, first_unit,
+                                                              first_output, slab, p, thread);
+        }
+    }
+    int next_tile = worker, next_slab = 0;
+    const auto fetch_next = [&](int stage) {
+        if (next_tile < p.tiles) {
+            const uint32 to = ring + stage * L::kStageBytes;
+            const int left = TILE::kUnits == 1 ? p.unit_chunks - next_slab * TILE::kChunks
+                                               : (p.units - first_unit) * TILE::kChunks;
+            stage_pixels<T, F, TILE>(to, x + next_slab * TILE::kChunks * 8, left, position<TILE>(next_tile, p), p, warp,
+                                     lane);
+            if constexpr (!TILE::kResident) {
+                stage_filter<T, F, TILE, kGroups, ACCESS::kWCopy>(to + L::kInputBytes, w, first_unit, first_output,
+                                                                  next_slab, p, thread);
+            }
+            if (++next_slab == p.slabs) next_slab = 0, next_tile += p.workers;
+        }
+        copy_commit();
+    };
+#pragma unroll
+    for (int s = 0; s < TILE::kStages - 1; s++) fetch_next(s);
+    __syncthreads();  // the bias is there
+
+    // Where strip s of this warp (0 or 1) lies in the tile.
+    const auto strip_image = [&](int s) { return (warp_m * 2 + s) / (TILE::kRowStrips * TILE::kColumnStrips); };
+    const auto strip_row = [&](int s) {
+        return TILE::kAlongRow ? 0 : (warp_m * 2 + s) / TILE::kColumnStrips % TILE::kRowStrips * TILE::kBars;
+    };
+    const auto strip_column = [&](int s) {
+        return TILE::kAlongRow ? warp_m * TILE::kBars * 16 + s * 8 : (warp_m * 2 + s) % TILE::kColumnStrips * 8;
+    };
+    // The lane's pixel of the first bar: lanes 0-7 and 16-23 in strip 0, the others in strip 1. Outputs lie
+    // kStrideColumns columns apart, in neighbouring slots.
+    const int strip = lane / 8 % 2;
+    const int first_chunk = TILE::kUnits == 1 ? 0 : warp_n * TILE::kWarpUnits * TILE::kChunks;
+    const uint32 pixels = (strip_image(strip) * L::kRows + strip_row(strip) * F::kStrideRows) * L::kRowBytes +
+                          (strip_column(strip) + lane % 8) * L::kPixelBytes + first_chunk * 16;
+    unsigned char* const staging = shared + kStagingAt + warp * 16 * kStagedBytes;
+    const auto staged = [&](int pixel, int column) {
+        return reinterpret_cast<Y*>(staging + pixel * kStagedBytes) + column;
+    };
+    const Epilogue<ACT, float> epilogue(p.alpha, p.beta);
+
+    int stage = 0;
+#pragma unroll 1
+    for (int tile = worker; tile < p.tiles; tile += p.workers) {
+        Sums<TILE> sums[TILE::kWarpUnits];
+        const auto clear = [&](Sums<TILE>& unit_sums, int u) {
+            const float* const from = shared_bias + warp_n * kWarpOutputs + u * TILE::kWarpTiles * 8;
+            for_each_sum(unit_sums, lane, [&](float& sum, int column) { sum = from[column]; });
+        };
+#pragma unroll
+        for (int u = 0; u < TILE::kWarpUnits; u++) clear(sums[u], u);
+
+        const auto filter_of = [&](int slab, int u) {
+            const uint32 all = TILE::kResident ? resident + slab * L::kFilterBytes
+                                               : ring + stage * L::kStageBytes + L::kInputBytes;
+            return all + (warp_n * TILE::kTiles + u * TILE::kWarpTiles) * 8 * L::kLineBytes;
+        };
+        const auto pixels_of = [&](int u) { return ring + stage * L::kStageBytes + pixels + u * TILE::kChunks * 16; };
+#pragma unroll 1
+        for (int slab = 0; slab < p.slabs; slab++) {
+            if (slab > 0) stage = stage + 1 == TILE::kStages ? 0 : stage + 1;
+            copy_wait<TILE::kStages - 2>();
+            __syncthreads();
+            fetch_next(stage == 0 ? TILE::kStages - 1 : stage - 1);
+#pragma unroll
+            for (int u = 0; u < TILE::kWarpUnits; u++) {
+                multiply<T, F, TILE, false>(sums[u], pixels_of(u), filter_of(slab, u), 0, lane);
+            }
+        }
+        if constexpr (kGroups > 1) {
+            bool spread = false;
+#pragma unroll
+            for (Sums<TILE>& s : sums) for_each_sum(s, lane, [&](float v, int) { spread |= v != v; });
+            if (__any_sync(0xffffffff, spread)) {
+#pragma unroll
+                for (int u = 0; u < TILE::kWarpUnits; u++) {
+#pragma unroll 1
+                    for (int g = 0; g < kGroups; g++) {
+                        constexpr int kChannels = 8 / kGroups;
+                        const int channel = lane % 4 * 2;
+                        const uint32 mask = (channel / kChannels == g ? 0xffffu : 0) |
+                                            ((channel + 1) / kChannels == g ? 0xffff0000u : 0);
+                        Sums<TILE> exact;
+                        clear(exact, u);
+                        multiply<T, F, TILE, true>(exact, pixels_of(u), filter_of(0, u), mask, lane);
+#pragma unroll
+                        for (int i = 0; i < TILE::kBars; i++) {
+#pragma unroll
+                            for (int j = 0; j < TILE::kWarpTiles * 4; j++) {
+                                const int column = j / 4 * 8 + lane % 4 * 2 + j % 2;
+                                float& sum = sums[u].bar[i][j / 4][j / 2 % 2][j % 2];
+                                if (column / p.out_per_group == g) sum = exact.bar[i][j / 4][j / 2 % 2][j % 2];
+                            }
+                        }
+                    }
+                }
+            }
+        }
+        stage = stage + 1 == TILE::kStages ? 0 : stage + 1;
+
+        const Position at = position<TILE>(tile, p);
+        // visit(element offset, whether it is an output) for `column` of the warp's outputs at pixel l of strip s of a bar.
+        const auto locate = [&](int bar, int s, int l, int column, int64 image_stride, int row_stride, int column_stride,
+                                auto visit) {
+            const int image = at.image + strip_image(s);
+            const int row = at.row + strip_row(s) + (TILE::kAlongRow ? 0 : bar);
+            const int pixel_column = at.column + strip_column(s) + (TILE::kAlongRow ? bar * 16 : 0) + l;
+            const int unit = first_unit + (TILE::kUnits == 1 ? 0 : warp_n * TILE::kWarpUnits + column / kUnitOutputs);
+            const int output = first_output + (TILE::kUnits == 1 ? warp_n * kWarpOutputs + column : column % kUnitOutputs);
+            const bool inside = (image < p.images) & (row < p.out_rows) & (pixel_column < p.out_columns) &
+                                (unit < p.units) & (output < p.unit_outputs);
+            visit(image * image_stride + (row * row_stride + pixel_column * column_stride + unit * p.unit_outputs + output),
+                  inside);
+        };
+#pragma unroll
+        for (int bar = 0; bar < TILE::kBars; bar++) {
+            __syncwarp();  // the previous bar has left the staging
+#pragma unroll
+            for (int j = 0; j < TILE::kTiles; j++) {
+#pragma unroll
+                for (int s = 0; s < 2; s++) {
+                    const int column = j * 8 + lane % 4 * 2;
+                    float(&sum)[2] = sums[j / TILE::kWarpTiles].bar[bar][j % TILE::kWarpTiles][s];
+                    if constexpr (ACCESS::kResidual) {
+                        constexpr int kPair = ACCESS::kYBytes > int(sizeof(Y)) ? 2 : 1;
+#pragma unroll
+                        for (int e = 0; e < 2; e += kPair) {
+                            locate(bar, s, lane / 4, column + e, p.residual_image, p.residual_row, p.residual_column,
+                                   [&](int64 offset, bool inside) {
+                                       if (!inside) return;
+                                       const Vector<Y, kPair> before = load<Y, kPair>(residual + offset);
+#pragma unroll
+                                       for (int i = 0; i < kPair; i++) sum[e + i] += element<float>(before, i);
+                                   });
+                        }
+                    }
+                    const float finished[2] = {epilogue.activate(sum[0]), epilogue.activate(sum[1])};
+                    store(staged(s * 8 + lane / 4, column), pack<Y>(finished));
+                }
+            }
+            __syncwarp();
+            constexpr int kUnitsOfPixel = kWarpOutputs / kStore, kStores = 16 * kUnitsOfPixel;
+#pragma unroll(kStore == 1 ? 1 : 8)
+            for (int i = 0; i < ceil_div(kStores, 32); i++) {
+                const int store_unit = i * 32 + lane, pixel = store_unit / kUnitsOfPixel;
+                const int column = store_unit % kUnitsOfPixel * kStore;
+                if (kStores % 32 && store_unit >= kStores) break;
+                locate(bar, pixel / 8, pixel % 8, column, p.y_image, p.y_row, p.y_column,
+                       [&](int64 offset, bool inside) {
+                           if (inside) store(y + offset, load<Y, kStore, false>(staged(pixel, column)));
+                       });
+            }
+        }
+    }
+}

@@ -1,0 +1,207 @@
+// 1x1 convolution as a matrix product: sum[pixel][channel] = sum over k of x[pixel][k] * w[channel][k], per group.
+//
+// Pixels are all output positions of the batch, counted over the axes that do not collapse into one stride. Rows and
+// columns of the product are chosen by the output: columns are its contiguous axis, so channels-last has pixels in the
+// rows and channels-first has channels in the rows; one body serves both.
+//
+// Block:   one tile of ROWS x COLUMNS. A ring of STAGES slabs of k is filled by asynchronous copies. RESIDENT blocks
+//          hold the filter of their channels in shared memory, walk over pixel tiles and fetch ahead across them: for
+//          layers bound by memory. Others fetch both operands, one tile per block. SPLIT blocks take a part of k only:
+//          sums go to the workspace, and the last block of a tile adds them in the order of the parts.
+// Warp:    WARP_ROWS x WARP_COLUMNS, float or int32 sums in registers. K_WARPS > 1: that many warps share the steps of
+//          a slab, and their sums are added in order: short chains where there are few tiles (batch 1).
+// Thread:  in the epilogue, Y_BYTES at a time (16 where alignment allows), staged in the warp's own shared memory.
+// Traffic: x once per channel tile, from L2 after the first (blocks of the same pixels are neighbours in the grid);
+//          y and residual once; w once per block, from L2.
+// Limits:  fewer than 2^31 pixels; element offsets are 64-bit.
+#include "epilogue.cuh"
+#include "pointwise_output.cuh"
+#include "pointwise_plan.cuh"
+#include "pointwise_stage.cuh"
+
+template <class X, class W, class B, class Y, int ENGINE, int ACT, class TILE, class ACCESS>
+__global__ void __launch_bounds__(TILE::kThreads, TILE::kBlocks)
+    pointwise(const X* __restrict__ x, const W* __restrict__ w, const B* __restrict__ bias,
+              const Y* __restrict__ residual, const int32* __restrict__ x_zero_point,
+              const int32* __restrict__ w_zero_point, Y* __restrict__ y, void* __restrict__ workspace,
+              const PointwiseParams p) {
+    typedef Plan<X, W, Y, ENGINE, TILE, ACCESS> P;
+    typedef typename P::Warp Warp;
+    typedef typename P::Acc Acc;
+    constexpr int kThreads = TILE::kThreads, kStages = TILE::kStages, kTileThreads = TILE::kWarps * 32;
+    constexpr int kWarpSteps = TILE::kSlabBytes / Warp::kStepBytes / TILE::kKWarps;
+
+    // Which part of the problem: channel tiles are the fastest, so that neighbours read the same pixels.
+    int rest = blockIdx.x;
+    const int channel_tile = rest % p.channel_tiles;
+    rest /= p.channel_tiles;
+    const int part = TILE::kSplit ? rest % p.splits : 0;
+    if constexpr (TILE::kSplit) rest /= p.splits;
+    const int worker = rest % p.workers, group = rest / p.workers;
+    x += group * p.x_group;
+    w += group * p.w_group;
+    const int first_channel = channel_tile * P::kChannels;
+
+    const int thread = threadIdx.x, lane = thread % 32, warp_id = thread / 32;
+    const int tile_warp = warp_id % TILE::kWarps, k_warp = warp_id / TILE::kWarps;
+    const int warp_row = tile_warp / (TILE::kColumns / TILE::kWarpColumns) * TILE::kWarpRows;
+    const int warp_column = tile_warp % (TILE::kColumns / TILE::kWarpColumns) * TILE::kWarpColumns;
+
+    // Shared memory: bias | RESIDENT: staging, ring, filter | otherwise: ring, used again for the sums and the staging.
+    extern __shared__ __align__(128) unsigned char shared[];
+    Acc* const shared_bias = reinterpret_cast<Acc*>(shared);
+    constexpr int kStagingAt = P::kBiasBytes;
+    constexpr int kRingAt = kStagingAt + (TILE::kResident ? P::kStagingBytes : 0);
+    const uint32 ring = shared_address(shared) + kRingAt, filter = ring + kStages * P::kStageBytes;
+    static_assert(kRingAt % 128 == 0 || !TILE::kResident, "the ring starts at a line");
+
+    const int slabs = ceil_div(p.in_channels, P::kSlab);
+    const int slabs_per_part = TILE::kSplit ? ceil_div(slabs, p.splits) : slabs;
+    const int first_slab = part * slabs_per_part, end_slab = min_of(slabs, first_slab + slabs_per_part);
+
+    auto stage_filter = [&](uint32 tile, int slab) {
+        auto line = [&](int channel) {
+            return first_channel + channel < p.out_channels ? w + (first_channel + channel) * p.w_out : nullptr;
+        };
+        if constexpr (ACCESS::kWCopy < 4) {
+            gather_lines<W, typename P::KLines, P::kChannels, kThreads, ACCESS::kWCopy>(
+                tile, thread, slab * P::kSlab, p.in_channels, p.w_channel, line);
+        } else {
+            stage_lines<W, typename P::KLines, P::kChannels, kThreads, ACCESS::kWCopy>(
+                tile, w, thread, slab * P::kSlab, p.in_channels, [&](int, int channel) { return line(channel); });
+        }
+    };
+
+    // Prologue: bias, resident filter, and the first slabs of the ring.
+    for (int c = thread; c < P::kChannels; c += kThreads) {
+        const int channel = first_channel + c;
+        const bool present = bias != nullptr && channel < p.out_channels;
+        shared_bias[c] = present ? to_accumulator<Acc>(bias[group * p.out_channels + channel]) : Acc(0);
+    }
+    if constexpr (TILE::kResident) {
+#pragma unroll 1
+        for (int slab = 0; slab < slabs; slab++) stage_filter(filter + slab * P::kWBytes, slab);
+    }
+    PixelSource<X, typename P::XLines, P::kPixels, P::kSlab, kThreads, ACCESS::kXCopy, ACCESS::kXAxes,
+                ACCESS::kTransposed, PointwiseParams>
+        pixels(x, p, thread);
+    int next_tile = worker, next_slab = first_slab;
+    pixels.enter(next_tile);
+    auto fetch_next = [&](int stage) {
+        if (next_tile < p.pixel_tiles && next_slab < end_slab) {
+            pixels.stage(ring + stage * P::kStageBytes, next_slab * P::kSlab, p.in_channels);
+            if constexpr (!TILE::kResident) stage_filter(ring + stage * P::kStageBytes + P::kXBytes, next_slab);
+            next_slab++;
+            if (TILE::kResident && next_slab == slabs) {
+                next_slab = 0;
+                next_tile += p.workers;
+                pixels.enter(next_tile);
+            }
+        }
+        copy_commit();
+    };
+#pragma unroll
+    for (int s = 0; s < kStages - 1; s++) fetch_next(s);
+
+    Warp warp;
+    Epilogue<ACT, Acc> epilogue(p.alpha, p.beta);
+    int stage = 0;
+#pragma unroll 1
+    for (int tile = worker; tile < p.pixel_tiles; tile += p.workers) {
+        const Output<Y, P, TILE, ACCESS> output = {p, shared + kStagingAt + tile_warp * TILE::kWarpRows * P::kPitch,
+                                                   tile * P::kPixels + (P::kInRows ? warp_row : warp_column),
+                                                   first_channel + (P::kInRows ? warp_column : warp_row), lane};
+        warp.clear();
+#pragma unroll 1
+        for (int slab = first_slab; slab < end_slab; slab++) {
+            copy_wait<kStages - 2>();
+            __syncthreads();
+            if (TILE::kResident && slab == 0 && residual) output.fetch(residual + group * p.residual_group);
+            fetch_next(stage == 0 ? kStages - 1 : stage - 1);
+            const uint32 tile_x = ring + stage * P::kStageBytes;
+            const uint32 tile_w = TILE::kResident ? filter + slab * P::kWBytes : tile_x + P::kXBytes;
+            const uint32 tile_a = P::kInRows ? tile_x : tile_w, tile_b = P::kInRows ? tile_w : tile_x;
+#pragma unroll Warp::kUnrolledSteps
+            for (int s = 0; s < kWarpSteps; s++) {
+                const int step = TILE::kKWarps == 1 ? s : k_warp * kWarpSteps + s;
+                warp.step(tile_a, tile_b, warp_row, warp_column, step, lane);
+            }
+            stage = stage + 1 == kStages ? 0 : stage + 1;
+        }
+
+        if constexpr (ENGINE == TENSOR_CORES_ZERO_POINTS) {
+            // The term K za zb belongs to one of the warps and blocks that share the sum.
+            const int32 zx = x_zero_point ? *x_zero_point : 0;
+            const int32 both = k_warp == 0 && part == 0 ? p.in_channels * zx : 0;
+#pragma unroll
+            for (int i = 0; i < Warp::kRows; i++) {
+#pragma unroll
+                for (int j = 0; j < Warp::kColumns; j++) {
+#pragma unroll
+                    for (int e = 0; e < Warp::kRun; e++) {
+                        const int row = Warp::row(lane, i), column = Warp::column(lane, j) + e;
+                        const int channel = output.channel(row, column);
+                        const bool present = w_zero_point != nullptr && channel < p.out_channels;
+                        const int32 zw = present ? w_zero_point[group * p.out_channels + channel] : 0;
+                        const int32 sum_x = P::kInRows ? warp.row_sum[i][0] : warp.column_sum[j][e];
+                        const int32 sum_w = P::kInRows ? warp.column_sum[j][e] : warp.row_sum[i][0];
+                        warp.sum[i][j][e] += both * zw - zx * sum_w - zw * sum_x;
+                    }
+                }
+            }
+        }
+        if constexpr (!TILE::kResident) {
+            copy_wait<0>();
+            __syncthreads();  // the ring is free
+        }
+        if constexpr (TILE::kKWarps > 1) {
+            Acc* const sums = reinterpret_cast<Acc*>(shared + kStagingAt + P::kStagingBytes);
+            add_across_warps<TILE::kKWarps, kTileThreads>(warp, sums, k_warp, thread % kTileThreads);
+        }
+        if constexpr (TILE::kSplit) {
+            const int tiles =
+                p.channel_tiles * p.pixel_tiles * int(gridDim.x / (p.channel_tiles * p.splits * p.workers));
+            const int tile_id = (group * p.pixel_tiles + tile) * p.channel_tiles + channel_tile;
+            if (!add_across_blocks<kTileThreads>(warp, static_cast<Acc*>(nullptr), workspace, tile_id, tiles, part,
+                                                 p.splits, k_warp == 0, thread % kTileThreads)) {
+                return;
+            }
+        }
+        if (k_warp > 0) return;
+
+        if (residual) {
+            if constexpr (TILE::kResident) {
+                copy_wait_for<kStages - 1>(slabs - 1);  // the residual came with the first slab's group
+            } else {
+                output.fetch(residual + group * p.residual_group);
+                copy_commit();
+                copy_wait<0>();
+            }
+        }
+        __syncwarp();
+#pragma unroll
+        for (int i = 0; i < Warp::kRows; i++) {
+#pragma unroll
+            for (int j = 0; j < Warp::kColumns; j++) {
+                const int row = Warp::row(lane, i), column = Warp::column(lane, j);
+                Y* const staged = output.staged(row, column);
+#pragma unroll
+                for (int e = 0; e < Warp::kRun; e++) {
+                    const int in_tile = P::kInRows ? warp_column + column + e : warp_row + row;
+                    const Acc before = residual ? to_accumulator<Acc>(staged[e]) : Acc(0);
+                    warp.sum[i][j][e] = epilogue.finish(warp.sum[i][j][e], shared_bias[in_tile], before);
+                }
+                if constexpr (sizeof(Y) == 1) {
+#pragma unroll
+                    for (int e = 0; e < Warp::kRun; e++) staged[e] = from_accumulator<Y>(warp.sum[i][j][e]);
+                } else {
+                    store(staged, pack<Y>(warp.sum[i][j]));
+                }
+            }
+        }
+        __syncwarp();
+        output.flush(y + group * p.y_group);
+        if constexpr (!TILE::kResident) return;
+    }
+    copy_wait<0>();
+}

@@ -1,0 +1,200 @@
+// What one warp computes of sum[row][column] += A[row][k] * B[k][column] from tiles in shared memory.
+//
+// A is stored as lines of k, one per row. B is stored as lines of k, one per column, or, TRANSPOSED, as lines of
+// columns, one per k. A thread owns kRows x kColumns runs of kRun neighbouring columns; row(i) and column(j) say where.
+#pragma once
+#include "tensor_core.cuh"
+
+// Tensor cores; A and B are the operand types of mma(), 4 accumulators per 16 x 8 product.
+template <class A, class B, class Acc, bool TRANSPOSED, int ROWS, int COLUMNS, class LinesA, class LinesB>
+struct TensorCoreWarp {
+    static_assert(ROWS % 16 == 0 && COLUMNS % 8 == 0, "a warp tile consists of 16 x 8 products");
+    static_assert(!TRANSPOSED || sizeof(A) > 1, "bytes cannot be transposed on the way to the registers");
+    static constexpr int kStepBytes = 32;  // of k, per step()
+    static constexpr int kUnrolledSteps = 8;
+    static constexpr int kRows = ROWS / 8, kColumns = COLUMNS / 8, kRun = 2;
+    Acc sum[kRows][kColumns][kRun];
+
+    static DEVICE int row(int lane, int i) { return i * 8 + lane / 4; }
+    static DEVICE int column(int lane, int j) { return j * 8 + lane % 4 * 2; }
+
+    static DEVICE void load_a(uint32 (&a)[ROWS / 16][4], uint32 tile, int first_row, int step, int lane) {
+        const uint32 line = tile + LinesA::offset(first_row + lane % 16, step * 2 + lane / 16);
+#pragma unroll
+        for (int i = 0; i < ROWS / 16; i++) {
+            ldmatrix_x4(a[i], line + i * 16 * LinesA::kBytes);
+            if constexpr (same<A, tf32>) {
+#pragma unroll
+                for (uint32& r : a[i]) round_to_tf32(r);
+            }
+        }
+    }
+
+    // Columns 8 * j to 8 * j + 15 (to 8 * j + 7 if they are the last): b[0..1] and b[2..3].
+    static DEVICE void load_b(uint32 (&b)[4], uint32 tile, int first_column, int step, int lane, int j) {
+        constexpr bool kOdd = kColumns % 2;
+        const bool pair = !kOdd || j + 1 < kColumns;
+        if constexpr (!TRANSPOSED) {
+            const int line = first_column + lane % 8 + (pair ? lane / 16 * 8 : 0);
+            const uint32 address = tile + LinesB::offset(line, step * 2 + lane / 8 % 2) + j * 8 * LinesB::kBytes;
+            if (pair) {
+                ldmatrix_x4(b, address);
+            } else {
+                ldmatrix_x2(b[0], b[1], address);
+            }
+        } else if constexpr (sizeof(A) == 2) {
+            const int chunk = first_column / 8 + j + (pair ? lane / 16 : 0);
+            const uint32 address = tile + LinesB::offset(step * 16 + lane % 16, chunk);
+            if (pair) {
+                ldmatrix_x4_transposed(b, address);
+            } else {
+                ldmatrix_x2_transposed(b[0], b[1], address);
+            }
+        } else {
+#pragma unroll
+            for (int r = 0; r < (pair ? 4 : 2); r++) {
+                const int column = first_column + (j + r / 2) * 8 + lane / 4;
+                b[r] =
+                    shared_load_4(tile + LinesB::offset(step * 8 + r % 2 * 4 + lane % 4, column / 4) + column % 4 * 4);
+            }
+        }
+        if constexpr (same<A, tf32>) {
+#pragma unroll
+            for (uint32& r : b) round_to_tf32(r);
+        }
+    }
+
+    DEVICE void clear() {
+#pragma unroll
+        for (auto& row : sum) {
+#pragma unroll
+            for (auto& run : row) run[0] = run[1] = Acc(0);
+        }
+    }
+
+    DEVICE void step(uint32 tile_a, uint32 tile_b, int first_row, int first_column, int step, int lane) {
+        uint32 a[ROWS / 16][4];
+        load_a(a, tile_a, first_row, step, lane);
+#pragma unroll
+        for (int j = 0; j < kColumns; j += 2) {
+            uint32 b[4] = {};
+            load_b(b, tile_b, first_column, step, lane, j);
+#pragma unroll
+            for (int i = 0; i < ROWS / 16; i++) {
+                mma<A, B>(sum[2 * i][j], sum[2 * i + 1][j], a[i], b[0], b[1]);
+                if (j + 1 < kColumns) {
+                    mma<A, B>(sum[2 * i][(j + 1) % kColumns], sum[2 * i + 1][(j + 1) % kColumns], a[i], b[2], b[3]);
+                }
+            }
+        }
+    }
+};
+
+// 8-bit operands with zero points: sum (a - za)(b - zb) = sum ab - za sum b - zb sum a + K za zb. The sums over k of
+// the rows of A and of the columns of B are two more products, with a matrix of ones, so they end in the lanes that
+// need them.
+template <class A, class B, bool TRANSPOSED, int ROWS, int COLUMNS, class LinesA, class LinesB>
+struct ZeroPointWarp : TensorCoreWarp<A, B, int32, TRANSPOSED, ROWS, COLUMNS, LinesA, LinesB> {
+    typedef TensorCoreWarp<A, B, int32, TRANSPOSED, ROWS, COLUMNS, LinesA, LinesB> Base;
+    int32 row_sum[Base::kRows][2], column_sum[Base::kColumns][2];  // of A over k; of B over k
+
+    DEVICE void clear() {
+        Base::clear();
+#pragma unroll
+        for (auto& s : row_sum) s[0] = s[1] = 0;
+#pragma unroll
+        for (auto& s : column_sum) s[0] = s[1] = 0;
+    }
+
+    DEVICE void step(uint32 tile_a, uint32 tile_b, int first_row, int first_column, int step, int lane) {
+        constexpr uint32 kOnes = 0x01010101;
+        const uint32 ones[4] = {kOnes, kOnes, kOnes, kOnes};
+        uint32 a[ROWS / 16][4];
+        Base::load_a(a, tile_a, first_row, step, lane);
+#pragma unroll
+        for (int i = 0; i < ROWS / 16; i++) mma<A, int8>(row_sum[2 * i], row_sum[2 * i + 1], a[i], kOnes, kOnes);
+#pragma unroll
+        for (int j = 0; j < Base::kColumns; j += 2) {
+            uint32 b[4] = {};
+            Base::load_b(b, tile_b, first_column, step, lane, j);
+#pragma unroll
+            for (int h = 0; h < min_of(2, Base::kColumns); h++) {
+                if (j + h >= Base::kColumns) break;
+                int32 unused[2] = {};  // rows 8 to 15 of the product repeat rows 0 to 7
+                mma<int8, B>(column_sum[j + h], unused, ones, b[2 * h], b[2 * h + 1]);
+#pragma unroll
+                for (int i = 0; i < ROWS / 16; i++) {
+                    mma<A, B>(this->sum[2 * i][j + h], this->sum[2 * i + 1][j + h], a[i], b[2 * h], b[2 * h + 1]);
+                }
+            }
+        }
+    }
+};
+
+// IEEE float32 on the ordinary cores: 4 x 8 lanes, a step is 4 k. A thread reads 16 bytes of k of each of its rows,
+// then per column 16 bytes of k (or, TRANSPOSED, per k 16 bytes of columns): 16 loads for 256 multiply-adds at 8 x 8.
+template <bool TRANSPOSED, int ROWS, int COLUMNS, class LinesA, class LinesB>
+struct FloatWarp {
+    static_assert(ROWS % 8 == 0 && COLUMNS % (TRANSPOSED ? 32 : 8) == 0, "4 x 8 lanes, TRANSPOSED with 4 columns each");
+    static constexpr int kStepBytes = 16;
+    static constexpr int kUnrolledSteps = 1;  // unrolled, the addresses of all steps would stay in registers
+    static constexpr int kRun = TRANSPOSED ? 4 : 1;
+    static constexpr int kRows = ROWS / 4, kColumns = COLUMNS / 8 / kRun;
+    float sum[kRows][kColumns][kRun];
+
+    static DEVICE int row(int lane, int i) { return i * 4 + lane / 8; }
+    static DEVICE int column(int lane, int j) { return (j * 8 + lane % 8) * kRun; }
+
+    DEVICE void clear() {
+#pragma unroll
+        for (auto& row : sum) {
+#pragma unroll
+            for (auto& run : row) {
+#pragma unroll
+                for (float& v : run) v = 0.0f;
+            }
+        }
+    }
+
+    DEVICE void step(uint32 tile_a, uint32 tile_b, int first_row, int first_column, int step, int lane) {
+        // Lines repeat their permutation every 8 rows: two addresses serve all rows of a thread.
+        const uint32 even = tile_a + LinesA::offset(first_row + lane / 8, step);
+        const uint32 odd = tile_a + LinesA::offset(first_row + lane / 8 + 4, step);
+        Vector<float, 4> a[kRows];
+#pragma unroll
+        for (int i = 0; i < kRows; i++) a[i] = bits(shared_load_16((i % 2 ? odd : even) + i / 2 * 8 * LinesA::kBytes));
+        if constexpr (TRANSPOSED) {
+#pragma unroll
+            for (int k = 0; k < 4; k++) {
+#pragma unroll
+                for (int j = 0; j < kColumns; j++) {
+                    const uint32 address = tile_b + LinesB::offset(step * 4 + k, first_column / 4 + lane % 8) + j * 128;
+                    const Vector<float, 4> b = bits(shared_load_16(address));
+#pragma unroll
+                    for (int e = 0; e < 4; e++) accumulate(a, k, element<float>(b, e), j, e);
+                }
+            }
+        } else {
+            const uint32 address = tile_b + LinesB::offset(first_column + lane % 8, step);
+#pragma unroll
+            for (int j = 0; j < kColumns; j++) {
+                const Vector<float, 4> b = bits(shared_load_16(address + j * 8 * LinesB::kBytes));
+#pragma unroll
+                for (int k = 0; k < 4; k++) accumulate(a, k, element<float>(b, k), j, 0);
+            }
+        }
+    }
+
+  private:
+    DEVICE void accumulate(const Vector<float, 4> (&a)[kRows], int k, float b, int j, int e) {
+#pragma unroll
+        for (int i = 0; i < kRows; i++) sum[i][j][e] = fmaf(element<float>(a[i], k), b, sum[i][j][e]);
+    }
+
+    static DEVICE Vector<float, 4> bits(const Vector<uint32, 4>& raw) {
+        Vector<float, 4> v;
+#pragma unroll
+        for (int i = 0; i < 4; i++) v.word[i] = raw.word[i];
+        return v;
+    }
+};

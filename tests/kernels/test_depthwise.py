@@ -1,0 +1,215 @@
+"""The depthwise kernels: tiles, tails, strides, filters, dilations, multipliers, in both PTX dialects."""
+
+from itertools import product
+
+import numpy as np
+import pytest
+
+from gpu_conv.emulator import EmulationError
+from gpu_conv.families import depthwise, depthwise_nchw, depthwise_nhwc
+from gpu_conv.launch import Target
+
+from . import checking
+from .checking import ARCHES, arrays, run
+
+ROWS = {row.name: row for row in depthwise.ROWS}
+NHWC, NCHW, ANY = ROWS["depthwise_nhwc"], ROWS["depthwise_nchw"], ROWS["depthwise"]
+LAYOUT = {1: "nwc", 2: "nhwc", 3: "ndhwc"}
+
+
+def go(row, multiplier, groups, size, taps, *, last, dtype="float16", exact=True, w_layout=None, **options):
+    """Arrays and one run; returns the launch."""
+    batch = options.pop("batch", 2)
+    x, w = arrays(dtype, 1, groups, multiplier, size, taps, batch=batch, last=last, w_layout=w_layout, exact=exact)
+    if last:
+        options["input_layout"] = LAYOUT[len(size)]
+    if w_layout:
+        options["filter_layout"] = w_layout
+    return run(row, x, w, groups=groups, exact=exact, **options)
+
+
+@pytest.mark.parametrize("family", [depthwise_nhwc, depthwise_nchw, depthwise])
+def test_params_match_the_header(family):
+    checking.assert_params_match(f"{family.__name__.split('.')[-1]}.cu", family.PARAMS)
+
+
+@pytest.mark.parametrize("arch", ARCHES)
+@pytest.mark.parametrize("stride", [1, 2])
+def test_nhwc_residues(arch, stride):
+    """All residues of the columns modulo the strip, rows around every band edge, vectors of 4, 2 and 1 channels."""
+    for columns, rows, groups in zip(
+        range(1, 13), (1, 2, 3, 6, 7, 8, 13, 14, 15, 16, 17, 23), (8, 2, 3) * 4, strict=True
+    ):
+        go(NHWC, 1, groups, (rows, columns), (3, 3), last=True, target=arch, padding=1, strides=stride, w_layout="hwio")
+
+
+@pytest.mark.parametrize("arch", ARCHES)
+@pytest.mark.parametrize("stride", [1, 2])
+def test_nchw_residues(arch, stride):
+    """All residues of the columns modulo the strip, hence vectors of 8 to 1 elements and single loads at both edges."""
+    for columns, rows in zip(range(1, 25), (1, 2, 3, 6, 7, 8, 13, 14) * 3, strict=True):
+        if columns * stride > 1:
+            go(NCHW, 1, 3, (rows, columns), (3, 3), last=False, target=arch, padding=1, strides=stride, batch=1)
+
+
+@pytest.mark.parametrize("taps", [(k, k) for k in range(1, 8)] + [(1, 7), (7, 1), (2, 3)])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_filters(taps, stride):
+    """Even and odd filters with padding that differs on the two sides."""
+    padding = tuple((k // 2, (k - 1) // 2) for k in taps)
+    arch = ARCHES[(sum(taps) + stride) % 2]
+    for row, last in ((NHWC, True), (NCHW, False)):
+        go(row, 1, 4, (9, 12), taps, last=last, target=arch, padding=padding, strides=stride, batch=1)
+
+
+@pytest.mark.parametrize("padding", [((-1, 2), (3, -2)), ((4, 4), (5, 7)), ((0, 0), (0, 0))])
+def test_padding(padding):
+    """Cropping, and whole strips and bands in the padding."""
+    for row, last in ((NHWC, True), (NCHW, False), (ANY, True), (ANY, False)):
+        go(row, 1, 4, (6, 8), (3, 3), last=last, padding=padding)
+
+
+@pytest.mark.parametrize("arch", ARCHES)
+def test_dilations(arch):
+    for dilations in ((2, 3), (3, 1), (1, 4)):
+        for columns in (5, 8, 13, 14):
+            go(NHWC, 1, 4, (8, columns), (3, 3), last=True, target=arch, padding=2, dilations=dilations)
+            go(ANY, 1, 4, (8, columns), (3, 3), last=True, target=arch, padding=2, dilations=dilations)
+            go(ANY, 1, 3, (8, columns), (3, 3), last=False, target=arch, padding=2, dilations=dilations)
+    go(NCHW, 1, 3, (11, 8), (3, 3), last=False, target=arch, padding=((3, 2), (1, 1)), dilations=(3, 1))
+
+
+@pytest.mark.parametrize(("row", "last"), [(NHWC, True), (NCHW, False), (ANY, True), (ANY, False)])
+def test_multipliers(row, last):
+    for groups, multiplier in ((3, 2), (2, 3), (1, 4), (4, 1)):
+        go(row, multiplier, groups, (5, 8), (3, 3), last=last, padding=1, bias="float32", residual=True)
+
+
+@pytest.mark.parametrize("arch", ARCHES)
+@pytest.mark.parametrize(("row", "last"), [(NHWC, True), (NCHW, False), (ANY, True), (ANY, False)])
+def test_three_axes(row, last, arch):
+    for strides, dilations in (((1, 1, 1), (1, 1, 1)), ((2, 2, 2), (1, 1, 1)), ((3, 1, 1), (2, 2, 1))):
+        options = {"padding": 1, "strides": strides, "dilations": dilations, "target": arch}
+        go(row, 1, 2, (5, 5, 8), (3, 3, 3), last=last, dtype="float32", batch=1, **options)
+    go(row, 1, 2, (3, 4, 8), (2, 1, 3), last=last, batch=1, target=arch)
+
+
+@pytest.mark.parametrize("arch", ARCHES)
+def test_any_size_at_run_time(arch):
+    for row_of_taps, stride in product((1, 4, 9, 31), (1, 3)):
+        for last in (False, True):
+            options = {"padding": row_of_taps // 2, "strides": stride, "target": arch}
+            go(ANY, 1, 4, (40,), (row_of_taps,), last=last, **options)
+    go(
+        ANY,
+        1,
+        2,
+        (9, 13),
+        (9, 5),
+        last=False,
+        target=arch,
+        padding=((-1, 4), (2, -2)),
+        strides=(1, 2),
+        dilations=(1, 2),
+    )
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize(("row", "last"), [(NHWC, True), (NCHW, False), (ANY, True)])
+def test_dtypes_and_epilogues(row, last, dtype):
+    """Rounding of sums, bias in both dtypes, residual, output of another dtype, activations that are not linear."""
+    for arch, bias, out, activation in (
+        ("sm_80", "float32", dtype, "silu"),
+        ("sm_120", dtype, dtype, ("clip", -0.25, 0.5)),
+        ("sm_80", dtype, "float32", "gelu"),
+        ("sm_120", False, "float16", "hard_swish"),
+    ):
+        bias = bias if bias in (False, "float32", out) else "float32"
+        go(
+            row, 1, 4, (9, 8), (3, 3), last=last, dtype=dtype, exact=False, target=arch,
+            padding=1, bias=bias, out_dtype=out, activation=activation, residual=True,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize(("row", "last"), [(NHWC, True), (NCHW, False), (ANY, True)])
+def test_non_finite_inputs_stay_in_their_receptive_field(row, last):
+    x, w = arrays("float16", 1, 4, 1, (9, 16), (3, 3), last=last, exact=False)
+    pixels = x if last else np.moveaxis(x, 1, -1)
+    pixels[0, 3, 5, 1], pixels[0, 8, 15, 0], pixels[1, 0, 0, 3] = np.inf, np.nan, -np.inf
+    layouts = {"input_layout": "nhwc"} if last else {}
+    for activation in (None, "relu6", "silu"):
+        run(row, x, w, groups=4, padding=1, exact=False, activation=activation, **layouts)
+
+
+@pytest.mark.parametrize(("row", "last"), [(NHWC, True), (NCHW, False), (ANY, True)])
+def test_misaligned_arrays_take_narrower_vectors(row, last):
+    for shift in (1, 2, 4):
+        x, w = arrays("float16", 1, 8, 1, (5, 16), (3, 3), last=last)
+        buffer = np.empty(x.size + shift, x.dtype)
+        buffer[shift:] = x.ravel()
+        launch = run(row, buffer[shift:].reshape(x.shape), w, groups=8, padding=1,
+                     **({"input_layout": "nhwc"} if last else {}))  # fmt: skip
+        assert launch.template[3] <= shift
+
+
+def test_many_bands():
+    """A large device cuts a small problem into bands of two rows."""
+    large = Target("sm_80", 108, 163 * 1024)
+    for row, last in ((NHWC, True), (NCHW, False)):
+        checking.TARGETS["large"] = large
+        x, w = arrays("float16", 1, 8, 1, (23, 16), (3, 3), last=last)
+        problem = checking.problem(x, w, groups=8, padding=1, input_layout="nhwc" if last else "nchw")
+        small, cut = row.plan(problem, checking.TARGETS["sm_80"]), row.plan(problem, large)
+        assert cut.grid[0] > small.grid[0]
+        run(row, x, w, groups=8, padding=1, input_layout="nhwc" if last else "nchw", edit=lambda _, cut=cut: cut)
+
+
+@pytest.mark.parametrize(
+    ("row", "options", "reason"),
+    [
+        (NHWC, {"strides": (1, 2)}, "the same along rows and columns"),
+        (NHWC, {"dilations": 2, "strides": 2}, "dilates at stride 1"),
+        (NHWC, {"input_layout": "nchw"}, "channels last"),
+        (NHWC, {"input_dilations": 2}, "input_dilations"),
+        (NCHW, {}, "channels first"),
+        (NCHW, {"input_layout": "nchw", "dilations": (1, 2)}, "does not dilate"),
+        (ANY, {"groups": 4}, "2 input channels"),
+    ],
+)
+def test_refusals(row, options, reason):
+    options = {"input_layout": "nhwc", "groups": 8, **options}
+    x = np.zeros((1, 8, 8, 8), "float32")
+    w = np.zeros((8, 8 // options["groups"], 3, 3), "float32")
+    assert reason in row.refuses(checking.problem(x, w, **options), checking.TARGETS["sm_80"])
+    small = np.zeros((1, 8, 8, 8), "float64"), np.zeros((8, 1, 3, 3), "float64")
+    assert "float64" in row.refuses(checking.problem(*small, groups=8), checking.TARGETS["sm_80"])
+
+
+PLANTED = [
+    (NHWC, "step < steps &&", "step <= steps &&"),
+    (NHWC, "if (++row == last) return;", "if (++row > last) return;"),
+    (NHWC, "if (row >= first) {", "if (row > first) {"),
+    (NHWC, "if (q0 + t * p.dilations[2] >= p.out[2]) continue;", "if (q0 + t * p.dilations[2] > p.out[2]) continue;"),
+    (NHWC, "sum[(u + a) % kLive][t][i]", "sum[(u + a + 1) % kLive][t][i]"),
+    (NHWC, "if (mask >> j & 1) to", "if (row_inside) to"),
+    (NCHW, "w0 + j * VX < p.in[2]", "w0 + j * VX <= p.in[2]"),
+    (NCHW, "if (q0 + t >= p.out[2]) continue;", ""),
+    (NCHW, "w0 - PAD + j >= 0 &&", "w0 - PAD + j >= -1 &&"),
+    (NCHW, "w0 + kBody + j < p.in[2]", "w0 + kBody + j <= p.in[2]"),
+    (NCHW, "if (thread >= p.threads) return;", ""),
+    (ANY, "uint32(from + j * pitch) < uint32(p.in[2])", "from + j * pitch < p.in[2]"),
+    (ANY, "if (first + s >= p.filter[2]) break;", ""),
+    (ANY, "if (q0 + column >= p.out[2]) break;", "if (q0 + column > p.out[2]) break;"),
+]
+
+
+def run_all(row, last):
+    for size in ((9, 16), (5, 13)):
+        go(row, 1, 3, size, (3, 3), last=last, padding=1)
+
+
+@pytest.mark.parametrize(("row", "old", "new"), PLANTED)
+def test_planted_bugs_are_found(monkeypatch, row, old, new):
+    checking.plant(monkeypatch, row.plan.__module__.split(".")[-1] + ".cu", old, new)
+    with pytest.raises((AssertionError, EmulationError)):
+        run_all(row, row is NHWC)
