@@ -1,9 +1,9 @@
-"""Layers on the GPU: checked first, then timed, beside the peers in the same process; one JSON, rewritten after each row.
+"""Layers on the GPU: checked, then timed beside the peers in the same process; one JSON, rewritten after each row.
 
     python benchmarks/bench.py --output result.json [--calibration calibration.json] [--budget 240]
 
-Every row of ``layers.json`` (the core layers of real models) runs in float16 and float32, NHWC and NCHW, at the smallest
-batch that moves 16 MB. Before timing, the first and the last image are compared with PyTorch's float64 convolution.
+Every row of ``layers.json`` (the core layers of real models) runs in float16 and float32, NHWC and NCHW, at the
+smallest batch that moves 16 MB. Before timing, the first and the last image are compared with PyTorch's float64 convolution.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import cupy
-import numpy as np
 from calibrate import environment
 from peers import PEERS, Case, from_row, torch_setup
 from timing import measure, measure_host, operand_sets
@@ -245,7 +244,6 @@ def main() -> None:
     )
     result: dict[str, Any] = {"environment": environment(), "copy_bytes_per_s": copy, "rows": [], "not_run": []}
     cupy.random.seed(0)
-    np.random.seed(0)
     start = time.monotonic()
     for layer in layers(rows, arguments.dtypes, arguments.layouts):
         if time.monotonic() - start > arguments.budget:

@@ -56,12 +56,13 @@ def _target(device_id: int) -> Target:
     cuda = _cupy().cuda
     try:
         attributes = cuda.Device(device_id).attributes
+        capability = cuda.Device(device_id).compute_capability  # "90" for 9.0
         name = cuda.runtime.getDeviceProperties(device_id)["name"]
     except cuda.runtime.CUDARuntimeError as error:
         raise CudaUnavailable(f"there is no CUDA device {device_id}: {error}") from error
     kilohertz, bits = attributes.get("MemoryClockRate", 0), attributes.get("GlobalMemoryBusWidth", 0)
     return Target(
-        arch=arch_of(attributes["ComputeCapabilityMajor"], attributes["ComputeCapabilityMinor"]),
+        arch=arch_of(int(capability[:-1]), int(capability[-1])),
         multiprocessors=attributes["MultiProcessorCount"],
         shared_per_block=attributes["MaxSharedMemoryPerBlockOptin"],
         bandwidth=2.0 * kilohertz * 1e3 * bits / 8,
@@ -78,8 +79,9 @@ class _Prepared:
         self._cuda = _cupy().cuda
         self._device_id = device_id
         self._launch = launch
-        # CuPy copies a NumPy array of size one into the kernel's parameters by value.
-        self._params = np.frombuffer(launch.params, np.dtype((np.void, len(launch.params))))
+        # CuPy copies a NumPy scalar into the kernel's parameters by value. A void scalar costs 7.5 us per launch where an
+        # array of size one costs 9.3 and a structured array 17 (H100, CuPy 14.2).
+        self._params = np.frombuffer(launch.params, np.dtype((np.void, len(launch.params))))[0]
         with self._cuda.Device(device_id):
             kernel, static_bytes = _load(launch.source, launch.name_expression, device_id)
             _allow_shared_memory(kernel, launch, static_bytes, target(device_id))
