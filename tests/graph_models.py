@@ -207,7 +207,7 @@ def light_models() -> list[Path]:
 
 
 def with_random_weights(path: Path, seed: int = 0) -> tuple[onnx.ModelProto, dict[str, Array]]:
-    """A light model with its constant weights replaced by random ones, and an input."""
+    """A light model with its constant weights replaced by random ones, without its last softmax, and an input."""
     rng = np.random.default_rng(seed)
     model = onnx.load(path)
     graph = model.graph
@@ -225,6 +225,8 @@ def with_random_weights(path: Path, seed: int = 0) -> tuple[onnx.ModelProto, dic
         if name in variances or name in scales:
             random = rng.uniform(0.5, 1.5, shape)
         graph.initializer.append(numpy_helper.from_array(random.astype(np.float32), name))
+    if kept[-1].op_type == "Softmax":
+        graph.output[0].name = kept.pop().input[0]
     del graph.node[:]
     graph.node.extend(kept)
     known = {t.name for t in graph.initializer}

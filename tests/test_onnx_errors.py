@@ -1,4 +1,4 @@
-"""Files and calls that cannot work: each is refused before any work, with an error that names the culprit and the reason."""
+"""Files and calls that cannot work: refused before any work, with an error that names the culprit and the reason."""
 
 from __future__ import annotations
 
@@ -44,11 +44,12 @@ def with_filter(weights: onnx.TensorProto) -> onnx.ModelProto:
 
 
 def deep_branches(depth: int) -> onnx.ModelProto:
-    inner = helper.make_graph([helper.make_node("Relu", ["x"], ["r"])], "leaf", [], [onnx.ValueInfoProto(name="r")])
+    leaf = helper.make_graph([helper.make_node("Relu", ["x"], ["r"])], "leaf", [], [onnx.ValueInfoProto(name="r")])
+    inner = leaf
     for i in range(depth):
-        branch = helper.make_node("If", ["flag"], [f"o{i}"], then_branch=inner, else_branch=inner)
+        branch = helper.make_node("If", ["flag"], [f"o{i}"], then_branch=inner, else_branch=leaf)
         inner = helper.make_graph([branch], f"level {i}", [], [onnx.ValueInfoProto(name=f"o{i}")])
-    top = helper.make_node("If", ["flag"], ["y"], name="top", then_branch=inner, else_branch=inner)
+    top = helper.make_node("If", ["flag"], ["y"], name="top", then_branch=inner, else_branch=leaf)
     return model_of([top], {**X, "flag": (np.bool_, [])}, ["y"], check=False)
 
 
@@ -107,7 +108,7 @@ HOSTILE: dict[str, tuple[Any, str]] = {
     "string input": (
         model_of([helper.make_node("Identity", ["s"], ["y"])], {"s": (np.str_, [1])}, ["y"], check=False),
         "'s'.*STRING is not supported",
-    ),  # fmt: skip
+    ),
     "sequence input": (changed(sequence_input), "'x'.*only tensors"),
     "too few inputs": (conv(inputs=("x",)), r"'the conv' .*2 to 3 inputs .*got 1"),
     "too many inputs": (node("Relu", ("x", "x")), r"'the Relu' .*1 inputs .*got 2"),
@@ -126,7 +127,7 @@ HOSTILE: dict[str, tuple[Any, str]] = {
     "external data without path": (
         with_filter(TensorProto(name="w", dims=[1], data_type=1, data_location=1)),
         "'w'.*from its path",
-    ),  # fmt: skip
+    ),
     "filter of two axes": (conv({"w": normal(4, 4)}), r"'the conv' .*\(4, 4\)"),
     "empty filter": (conv({"w": normal(4, 4, 0, 3)}), r"'the conv' .*empty"),
     "group 0": (conv(group=0), r"'the conv' .*group"),
@@ -143,25 +144,25 @@ HOSTILE: dict[str, tuple[Any, str]] = {
     "training": (
         node("BatchNormalization", ("x", *"abcd"), consts=dict.fromkeys("abcd", normal(4)), training_mode=1),
         "'the BatchNormalization'.*training",
-    ),  # fmt: skip
+    ),
     "antialias": (
         node("Resize", ("x", "", "s"), opset=18, consts={"s": np.ones(4, np.float32)}, antialias=1),
         "'the Resize' .*antialias",
-    ),  # fmt: skip
+    ),
     "lrn of size 0": (node("LRN", size=0), "'the LRN' .*size"),
     "lstm direction": (
         node("LSTM", ("x", "w", "r"), consts=LSTM, hidden_size=2, direction="sideways"),
         "'the LSTM' .*sideways",
-    ),  # fmt: skip
+    ),
     "lstm hidden size": (node("LSTM", ("x", "w", "r"), consts=LSTM, hidden_size=3), "'the LSTM' .*hidden_size 3"),
     "memory bomb": (node("ConstantOfShape", ("s",), consts={"s": BOMB}), "'the ConstantOfShape' .*elements"),
     "expanding bomb": (node("Expand", ("c", "s"), consts={"c": normal(1), "s": BOMB}), "'the Expand' .*elements"),
     "constant folding fails": (
         node("Reshape", ("c", "s"), consts={"c": normal(6), "s": np.array([4])}),
         "'the Reshape' .*cannot reshape",
-    ),  # fmt: skip
+    ),
     "constant without value": (node("Constant", ()), "'the Constant' .*exactly one value"),
-    "branches too deep": (deep_branches(40), "nested deeper than"),
+    "branches too deep": (deep_branches(20), "nested deeper than"),
     "branch outputs": (branches_of(2), "'the If' .*1 outputs"),
 }
 
@@ -181,10 +182,10 @@ def test_truncated_anywhere(cut: int) -> None:
 
 def test_flipped_bytes_never_escape() -> None:
     """Whatever is broken in a file: it loads, or the error is a ModelError."""
-    data = bytearray(conv(pads=[1, 1, 1, 1]).SerializeToString())
+    data = bytearray(conv({"w": normal(1, 4, 1, 1)}, pads=[1, 1, 1, 1]).SerializeToString())
     rng = np.random.default_rng(0)
     refused = 0
-    for _ in range(300):
+    for _ in range(3000):
         broken = bytearray(data)
         for at in rng.integers(0, len(data), 3):
             broken[at] = rng.integers(0, 256)
@@ -192,11 +193,11 @@ def test_flipped_bytes_never_escape() -> None:
             load(bytes(broken))
         except ModelError:
             refused += 1
-    assert refused > 50
+    assert refused > 1000
 
 
 def test_not_a_model() -> None:
-    with pytest.raises(TypeError, match="path, bytes or an onnx.ModelProto, got int"):
+    with pytest.raises(TypeError, match=r"path, bytes or an onnx\.ModelProto, got int"):
         load(3)
     with pytest.raises(FileNotFoundError):
         load("nowhere.onnx")

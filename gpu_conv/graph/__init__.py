@@ -1,0 +1,1 @@
+"""The ONNX runner: parse, fold, fuse, choose the layout, execute, profile."""

@@ -1,0 +1,54 @@
+"""The layout of the whole graph: channels last, decided in one place.
+
+Convolution, pooling and normalisation work channels last (``nhwc`` and its siblings): on the CPU a depthwise layer is
+then one contiguous multiply-add per tap, on the GPU it vectorises over channels. The layout spreads from those
+operators through everything that works element by element or along one axis, so data are moved only at the borders of
+the graph and around operators that need ONNX's order of axes (``Reshape``, ``MatMul``). The way back is a strided view.
+"""
+
+from __future__ import annotations
+
+from .ir import Array, Node
+from .ops.registry import Call, Op
+
+
+def wanted(row: Op, node: Node, ranks: list[int | None], last: list[bool]) -> tuple[bool, list[bool | None]]:
+    """Which layout a node runs in.
+
+    Args:
+        ranks: number of axes of each operand, None for an absent one.
+        last: whether each operand is channels last.
+
+    Returns:
+        Whether the node runs channels last, and for each operand the layout to bring it to (None: leave it).
+    """
+    kind = row.layout(node)
+    rank = max((r for i, r in enumerate(ranks) if r is not None and i not in row.host), default=0)
+    if kind == "any":
+        return bool(last and last[0]), [None] * len(ranks)
+    if kind == "last":
+        run = (ranks[0] or 0) >= 3
+        return run, [run if i in row.data else False for i in range(len(ranks))]
+    run = kind == "aligned" and any(
+        flag and r == rank and i not in row.host for i, (flag, r) in enumerate(zip(last, ranks, strict=True))
+    )
+    return run, [False if i in row.host else run for i in range(len(ranks))]
+
+
+def moved(call: Call, x: Array) -> Array:
+    """ONNX's order to channels last: the one operation on layouts that copies."""
+    if call.out is None:
+        return call.xp.ascontiguousarray(call.xp.moveaxis(x, 1, -1))
+    call.out[...] = call.xp.moveaxis(x, 1, -1)
+    return call.out
+
+
+def viewed(call: Call, x: Array) -> Array:
+    """Channels last to ONNX's order: a view."""
+    return call.xp.moveaxis(x, -1, 1)
+
+
+def widened(call: Call, x: Array) -> Array:
+    """An operand of fewer axes (ONNX's order) aligned with channels-last ones of rank ``attrs["rank"]``."""
+    full = x.reshape((1,) * (call.attrs["rank"] - x.ndim) + x.shape)
+    return call.xp.moveaxis(full, 1, -1)

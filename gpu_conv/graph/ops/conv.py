@@ -1,0 +1,170 @@
+"""Convolutions: each node is a ``gpu_conv`` layer with its bias, residual and activation fused."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ...layer import Conv
+from ...layout import spatial_axes
+from ...ops import conv as convolve
+from ...ops import conv_transpose as convolve_transposed
+from ...problem import output_size
+from ..errors import ModelError
+from ..ir import Array, Node
+from .elementwise import activate
+from .registry import Call, op
+
+Pads = tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class Window:
+    """Kernel, strides and dilations of a node, one integer per spatial axis, and where its padding comes from."""
+
+    kernel: tuple[int, ...]
+    strides: tuple[int, ...]
+    dilations: tuple[int, ...]
+    auto: str
+    explicit: Pads
+
+    @classmethod
+    def of(cls, node: Node, kernel: tuple[int, ...]) -> Window:
+        """Read the attributes; absent or empty ones mean 1 (strides, dilations) and 0 (pads)."""
+        rank = len(kernel)
+        a = node.attrs
+        declared = tuple(a.get("kernel_shape") or kernel)
+        if declared != kernel:
+            raise ModelError(f"kernel_shape {declared} differs from the filter's {kernel}")
+        strides, dilations = (tuple(a.get(k) or (1,) * rank) for k in ("strides", "dilations"))
+        pads = a.get("pads") or [0] * 2 * rank
+        if len(strides) != rank or len(dilations) != rank or len(pads) != 2 * rank:
+            raise ModelError(
+                f"strides {strides}, dilations {dilations} and pads {pads} (2 per axis) must fit {rank} spatial axes"
+            )
+        if min(*kernel, *strides, *dilations, 1) < 1:
+            raise ModelError(f"kernel {kernel}, strides {strides} and dilations {dilations} must be at least 1")
+        auto = a.get("auto_pad", "NOTSET")
+        if auto not in ("NOTSET", "VALID", "SAME_UPPER", "SAME_LOWER"):
+            raise ModelError(f"auto_pad {auto!r} is unknown")
+        return cls(kernel, strides, dilations, auto, tuple(zip(pads[:rank], pads[rank:], strict=True)))
+
+    def pads(self, spatial: tuple[int, ...]) -> Pads:
+        """The padding for one input size."""
+        if self.auto == "NOTSET":
+            return self.explicit
+        if self.auto == "VALID":
+            return ((0, 0),) * len(spatial)
+        pairs = []
+        for n, k, s, d in zip(spatial, self.kernel, self.strides, self.dilations, strict=True):
+            total = max(0, (-(-n // s) - 1) * s + (k - 1) * d + 1 - n)
+            small, large = total // 2, total - total // 2
+            pairs.append((small, large) if self.auto == "SAME_UPPER" else (large, small))
+        return tuple(pairs)
+
+
+def _layouts(rank: int, transposed: bool = False) -> dict[str, Any]:
+    axes = spatial_axes(rank)
+    return {"input_layout": f"n{axes}c", "filter_layout": ("io" if transposed else "oi") + axes}
+
+
+def _options(call: Call, spatial: tuple[int, ...], w: Array) -> dict[str, Any]:
+    window = Window.of(call.node, w.shape[2:])
+    rank = len(window.kernel)
+    return {
+        "strides": window.strides,
+        "dilations": window.dilations,
+        "padding": ((0, 0),) * rank if call.padded else window.pads(spatial),
+        "groups": call.attrs["group"],
+    }
+
+
+@op("Conv", layout="last", data=(0, 3), out=True)
+def conv(call: Call, x: Array, w: Array, bias: Array | None = None, residual: Array | None = None) -> Array:
+    """A convolution; ``residual`` and the attribute ``activation`` come from fusion.
+
+    The layer (filter packed, plans cached) is kept per input shape of the node; equal layers are the same object.
+    """
+    key = x.shape, None if residual is None else residual.shape, call.padded
+    plan = call.memo.get(key) if call.constant_filter else None
+    if plan is None:
+        plan = call.memo[key] = _plan(call, x, w, bias, residual)
+    layer, fused = plan
+    if fused:
+        return layer(x, residual=residual, out=call.out)
+    y = call.xp.add(layer(x), residual)  # the sum is larger than the convolution's result: nothing to fuse into
+    spec = call.attrs.get("activation")
+    return activate(spec, y) if spec else y
+
+
+def _plan(call: Call, x: Array, w: Array, bias: Array | None, residual: Array | None) -> tuple[Any, bool]:
+    spatial = x.shape[1:-1]
+    if x.ndim != w.ndim:
+        raise ModelError(f"input has {x.ndim} axes, the filter {w.ndim}")
+    options = _options(call, spatial, w)
+    window = zip(spatial, w.shape[2:], options["strides"], options["padding"], options["dilations"], strict=True)
+    shape = (x.shape[0], *(output_size(n, k, s, lo, hi, d) for n, k, s, (lo, hi), d in window), w.shape[0])
+    fused = residual is None or residual.shape == shape
+    options["activation"] = call.attrs.get("activation") if fused else None
+    options.update(_layouts(len(spatial)))
+    if not call.constant_filter:
+        return lambda x, residual=None, out=None: convolve(x, w, bias, residual=residual, out=out, **options), fused
+    key = tuple(options.items())
+    layer = call.memo.get(key)
+    if layer is None:
+        layer = call.memo[key] = Conv(w, bias, **options)
+    return layer, fused
+
+
+@op("ConvInteger", layout="last")
+def conv_integer(call: Call, x: Array, w: Array, x_zero: Array | None = None, w_zero: Array | None = None) -> Array:
+    """8-bit integers to int32; padding contributes zero after the zero point is subtracted."""
+    options = _options(call, x.shape[1:-1], w)
+    zeros = {"x_zero_point": 0 if x_zero is None else x_zero, "w_zero_point": 0 if w_zero is None else w_zero}
+    options |= zeros | _layouts(x.ndim - 2)
+    return convolve(x, w, **options)
+
+
+@op("ConvTranspose", layout="last", out=True)
+def conv_transpose(call: Call, x: Array, w: Array, bias: Array | None = None) -> Array:
+    """A transposed convolution; the attribute ``activation`` comes from fusion."""
+    window = Window.of(call.node, w.shape[2:])
+    rank = len(window.kernel)
+    more = tuple(call.attrs.get("output_padding") or (0,) * rank)
+    pads, missing = _transposed_pads(call.attrs, window, x.shape[1:-1], more)
+    spec = call.attrs.get("activation")
+    options: dict[str, Any] = {
+        "strides": window.strides,
+        "dilations": window.dilations,
+        "padding": pads,
+        "output_padding": more,
+        "groups": call.attrs["group"],
+        **_layouts(rank, transposed=True),
+    }
+    if not any(missing):
+        return convolve_transposed(x, w, bias, activation=spec, out=call.out, **options)
+    y = call.xp.pad(convolve_transposed(x, w, **options), [(0, 0), *((0, n) for n in missing), (0, 0)])
+    y = y if bias is None else y + bias
+    return activate(spec, y, call.out) if spec else y
+
+
+def _transposed_pads(
+    attrs: dict[str, Any], window: Window, spatial: tuple[int, ...], more: tuple[int, ...]
+) -> tuple[Pads, tuple[int, ...]]:
+    """Padding of a transposed convolution, and how many rows ``output_shape`` asks for beyond its result.
+
+    The odd element goes to the end for SAME_UPPER and to the beginning otherwise (for NOTSET too).
+    """
+    wanted = attrs.get("output_shape")
+    if not wanted:
+        if not window.auto.startswith("SAME"):
+            return window.pads(spatial), (0,) * len(spatial)
+        wanted = [n * s for n, s in zip(spatial, window.strides, strict=True)]
+    axes = zip(spatial, window.kernel, window.strides, window.dilations, more, wanted, strict=True)
+    pairs, missing = [], []
+    for n, k, s, d, extra, size in axes:
+        total = s * (n - 1) + extra + (k - 1) * d + 1 - size
+        small, large = max(0, total) // 2, max(0, total) - max(0, total) // 2
+        pairs.append((small, large) if window.auto == "SAME_UPPER" else (large, small))
+        missing.append(max(0, -total))
+    return tuple(pairs), tuple(missing)

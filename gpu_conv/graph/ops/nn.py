@@ -1,0 +1,175 @@
+"""Pooling, normalisation, matrix products. Layers with a channel axis work channels last."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ..errors import ModelError
+from ..ir import Array
+from .conv import Window
+from .elementwise import activate
+from .registry import Call, check_axis, op
+
+
+@op("GlobalAveragePool", layout="last")
+def global_average_pool(call: Call, x: Array) -> Array:
+    """Mean over all pixels."""
+    return x.mean(axis=tuple(range(1, x.ndim - 1)), keepdims=True, dtype=x.dtype)
+
+
+@op("GlobalMaxPool", layout="last")
+def global_max_pool(call: Call, x: Array) -> Array:
+    """Largest over all pixels."""
+    return x.max(axis=tuple(range(1, x.ndim - 1)), keepdims=True)
+
+
+def _pool_sizes(call: Call, window: Window, spatial: tuple[int, ...]) -> list[tuple[int, int, int]]:
+    """Per spatial axis: output size, leading pad, trailing pad."""
+    sizes = []
+    for n, k, s, d, (lo, hi) in zip(
+        spatial, window.kernel, window.strides, window.dilations, window.pads(spatial), strict=True
+    ):
+        room = n + lo + hi - (k - 1) * d - 1
+        if room < 0 or min(lo, hi) < 0:
+            raise ModelError(f"pooling window {window.kernel} does not fit the padded input {spatial}")
+        out = (-(-room // s) if call.attrs.get("ceil_mode", 0) else room // s) + 1
+        # ceil_mode must not add a window that starts in the trailing padding
+        sizes.append((out - 1 if (out - 1) * s >= n + lo else out, lo, hi))
+    return sizes
+
+
+def _slide(call: Call, x: Array, window: Window, sizes: list[tuple[int, int, int]], combine: Any, start: Any) -> Array:
+    """Reduce windows one axis at a time (k + k taps instead of k * k), never reading or copying padding."""
+    for axis, (k, s, d, (out, lo, _)) in enumerate(
+        zip(window.kernel, window.strides, window.dilations, sizes, strict=True), 1
+    ):
+        n = x.shape[axis]
+        before = (slice(None),) * axis
+        y = call.xp.full((*x.shape[:axis], out, *x.shape[axis + 1 :]), start, x.dtype)
+        for tap in range(k):
+            offset = tap * d - lo
+            first = max(0, -(offset // s))  # first output whose tap lies inside
+            stop = min(out, (n - 1 - offset) // s + 1)
+            if first < stop:
+                into = y[(*before, slice(first, stop))]
+                begin = first * s + offset
+                combine(into, x[(*before, slice(begin, begin + (stop - first - 1) * s + 1, s))], out=into)
+        x = y
+    return x
+
+
+@op("MaxPool", layout="last")
+def max_pool(call: Call, x: Array) -> Array:
+    """Largest of each window; padding takes no part."""
+    window = Window.of(call.node, tuple(call.attrs["kernel_shape"]))
+    lowest = -np.inf if x.dtype.kind == "f" else np.iinfo(x.dtype).min
+    return _slide(call, x, window, _pool_sizes(call, window, x.shape[1:-1]), call.xp.maximum, lowest)
+
+
+@op("AveragePool", layout="last")
+def average_pool(call: Call, x: Array) -> Array:
+    """Mean of each window; padding counts if ``count_include_pad``."""
+    window = Window.of(call.node, tuple(call.attrs["kernel_shape"]))
+    spatial = x.shape[1:-1]
+    sizes = _pool_sizes(call, window, spatial)
+    key = "counts", spatial
+    counts = call.memo.get(key)
+    if counts is None:
+        counts = np.ones((1, *(1,) * len(spatial), 1))
+        for axis, (n, k, s, d, (out, lo, hi)) in enumerate(
+            zip(spatial, window.kernel, window.strides, window.dilations, sizes, strict=True), 1
+        ):
+            places = np.arange(out)[:, None] * s - lo + np.arange(k) * d
+            low, high = (-lo, n + hi) if call.attrs["count_include_pad"] else (0, n)
+            per_axis = ((places >= low) & (places < high)).sum(1)
+            counts = counts * per_axis.reshape([-1 if a == axis else 1 for a in range(x.ndim)])
+        counts = call.memo[key] = call.xp.asarray(1 / counts, dtype=x.dtype)
+    total = _slide(call, x, window, sizes, call.xp.add, 0)
+    total *= counts
+    return total
+
+
+@op("BatchNormalization", layout="last", out=True)
+def batch_normalization(call: Call, x: Array, scale: Array, bias: Array, mean: Array, variance: Array) -> Array:
+    """Inference only, and only where it could not be folded into a convolution."""
+    factor = scale / call.xp.sqrt(variance + variance.dtype.type(call.attrs["epsilon"]))
+    y = call.xp.multiply(x, factor.astype(x.dtype, copy=False), out=call.out)
+    y += (bias - mean * factor).astype(x.dtype, copy=False)
+    return y
+
+
+@op("Affine", layout="last", out=True)
+def affine(call: Call, x: Array, factor: Array, summand: Array) -> Array:
+    """One factor and one summand per channel, then an activation: what fusion makes of a lone batch normalisation."""
+    y = call.xp.multiply(x, factor, out=call.out)
+    y += summand
+    spec = call.attrs.get("activation")
+    return activate(spec, y, y) if spec else y
+
+
+@op("ChannelShuffle", layout="last", out=True)
+def channel_shuffle(call: Call, x: Array) -> Array:
+    """Interleave groups of channels: ShuffleNet's reshape, transpose and reshape back, made one by a pattern."""
+    groups = call.attrs["groups"]
+    if x.shape[-1] % groups:
+        raise ModelError(f"{x.shape[-1]} channels do not divide into {groups} groups")
+    y = call.xp.empty_like(x) if call.out is None else call.out
+    split = x.reshape(*x.shape[:-1], groups, x.shape[-1] // groups)
+    y.reshape(*x.shape[:-1], x.shape[-1] // groups, groups)[...] = split.swapaxes(-1, -2)
+    return y
+
+
+@op("InstanceNormalization", layout="last")
+def instance_normalization(call: Call, x: Array, scale: Array, bias: Array) -> Array:
+    """Normalise over the pixels of each image and channel."""
+    axes = tuple(range(1, x.ndim - 1))
+    centred = x - x.mean(axis=axes, keepdims=True)
+    variance = (centred * centred).mean(axis=axes, keepdims=True)
+    return centred / call.xp.sqrt(variance + x.dtype.type(call.attrs["epsilon"])) * scale + bias
+
+
+@op("LayerNormalization")
+def layer_normalization(call: Call, x: Array, scale: Array, bias: Array | None = None) -> Array:
+    """Normalise over the axes from ``axis`` on."""
+    axes = tuple(range(check_axis(call.attrs["axis"], x.ndim), x.ndim))
+    centred = x - x.mean(axis=axes, keepdims=True)
+    variance = (centred * centred).mean(axis=axes, keepdims=True)
+    y = centred / call.xp.sqrt(variance + x.dtype.type(call.attrs["epsilon"])) * scale
+    return y if bias is None else y + bias
+
+
+@op("LRN", layout="last")
+def local_response_normalization(call: Call, x: Array) -> Array:
+    """Divide by a power of the sum of squares over neighbouring channels."""
+    size, channels = call.attrs["size"], x.shape[-1]
+    squares = x * x
+    total = call.xp.zeros_like(x)
+    for shift in range(-((size - 1) // 2), size // 2 + 1):
+        if abs(shift) < channels:
+            into = slice(max(0, -shift), channels - max(0, shift))
+            total[..., into] += squares[..., max(0, shift) : channels + min(0, shift)]
+    total *= x.dtype.type(call.attrs["alpha"] / size)
+    total += x.dtype.type(call.attrs["bias"])
+    return x / call.xp.power(total, x.dtype.type(call.attrs["beta"]))
+
+
+@op("MatMul", out=True)
+def matmul(call: Call, a: Array, b: Array) -> Array:
+    """Matrix product, batched as NumPy has it."""
+    return call.xp.matmul(a, b, out=call.out)
+
+
+@op("Gemm", out=True)
+def gemm(call: Call, a: Array, b: Array, c: Array | None = None) -> Array:
+    """``alpha a b + beta c``, either factor transposed."""
+    a, b = (m.T if call.attrs[t] else m for m, t in ((a, "transA"), (b, "transB")))
+    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[0]:
+        raise ModelError(f"cannot multiply {a.shape} by {b.shape}")
+    y = call.xp.matmul(a, b, out=call.out)
+    if call.attrs["alpha"] != 1:
+        y *= y.dtype.type(call.attrs["alpha"])
+    if c is not None:
+        y += c if call.attrs["beta"] == 1 else c * c.dtype.type(call.attrs["beta"])
+    return y
