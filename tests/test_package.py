@@ -44,7 +44,8 @@ def tracked(folder: str) -> set[str]:
     if (ROOT / ".git").exists():
         command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", folder]
         return set(subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.split())
-    return {str(file.relative_to(ROOT)) for file in (ROOT / folder).rglob("*") if file.suffix != ".pyc"}
+    files = {file for file in (ROOT / folder).rglob("*") if file.is_file() and file.suffix != ".pyc"}
+    return {str(file.relative_to(ROOT)) for file in files}
 
 
 @pytest.fixture(scope="module")

@@ -12,17 +12,17 @@ from math import gcd, prod
 from typing import Any
 
 import numpy as np
-from numpy.lib.stride_tricks import as_strided
 
 from ..problem import ConvProblem
 from .epilogue import Epilogue
 from .prepared import Prepared, not_a_gemm
-from .scratch import Array, take
-from .staging import Staging
-from .views import working_order
+from .scratch import Array, Workspace
+from .staging import Staged, Staging
+from .views import strided, working_order
 
-RUN = 2048  # elements of the inner loop: 10 to 20 % faster than whole rows of 4000 to 10000
-BLOCK = 1 << 16  # elements of a block of rows: its epilogue finds it in the L2 cache
+RUN = 768, 3072  # elements of the inner loop: 10 to 20 % faster than whole rows of 4000 to 10000
+ROW = 8192  # elements of a row that is not cut if no cut is even: a second einsum costs more
+BLOCK = 1 << 17  # elements of a block of rows: its epilogue finds it in the L2 cache
 WIDE = 192  # channels from which a strided convolution reads single columns instead of planes of every s-th column
 
 
@@ -61,7 +61,7 @@ class Depthwise(Prepared):
         phases = stride if channels < WIDE else 1
         self._step = stride // phases  # columns of a plane between neighbouring outputs
         self._staging = Staging(problem, carrier, channels_last=True, phases=phases)
-        run = max(1, RUN // channels) if self._step == 1 else 1
+        run = _run(problem.out_spatial[-1], channels) if self._step == 1 else 1
         self._pieces = list(_pieces(problem, weights, carrier, phases, run))
         biases = [None] * problem.out_per_group if bias is None else bias.reshape(channels, -1).T
         self._epilogues = [Epilogue(problem, b, carrier, channels_last=True) for b in biases]
@@ -70,19 +70,30 @@ class Depthwise(Prepared):
         row = (*self._lead[1:], problem.out_spatial[-1], channels)
         self._rows = min(self._lead[0], max(1, BLOCK // prod(row)))
         block = ((self._rows, *row), carrier)
-        self._specs = (self._staging.spec, block, block)
+        specs = self._staging.spec, block, block
+        self._workspace = Workspace(specs, self._frame)
+
+    @property
+    def workspace_bytes(self) -> int:
+        return self._workspace.nbytes
 
     def _run(self, x: Array, y: Array, residual: Array | None, zero_point: Array | None) -> None:
-        work, *scratch = take(*self._specs)
+        staged, known, scratch = self._workspace()
         direct = self._in_place(y, residual)
         for i in range(self.problem.batch):
-            planes = self._staging(x, i, work, zero_point)[..., 0]
-            windows = [self._window(piece, planes[piece.plane]) for piece in self._pieces]
+            planes = self._staging(x, i, staged, zero_point)
+            windows = known if planes is staged.work else self._windows(planes)
             for o in range(self.problem.out_per_group):
                 target = self._filters(y, i, o)
                 rest = None if residual is None else self._filters(residual, i, o)
                 sums = target if direct and _rows_are_dense(target) else None
                 self._image(windows, o, target, rest, sums, *scratch)
+
+    def _frame(self, work: Array, *scratch: Array) -> tuple[Staged, list[Array], tuple[Array, ...]]:
+        return self._staging.frame(work), self._windows(work), scratch
+
+    def _windows(self, planes: Array) -> list[Array]:
+        return [self._window(piece, planes[piece.plane, ..., 0]) for piece in self._pieces]
 
     def _filters(self, y: Array, i: int, o: int) -> Array:
         """The outputs of the o-th filter of every group in image i: ``(*lead, columns, g)``."""
@@ -93,9 +104,10 @@ class Depthwise(Prepared):
         """``(*lead, blocks, *lead taps, taps, run * channels)``: what every output of a piece reads."""
         p, item = self.problem, plane.itemsize
         *rows, column, _ = plane.strides
-        start = plane[..., piece.columns.start * self._step + piece.first :, :]
-        return as_strided(
-            start,
+        return strided(
+            plane,
+            plane.ndim - 2,
+            piece.columns.start * self._step + piece.first,
             (*self._lead, piece.blocks, *piece.weights.shape[1:]),
             (
                 *([s * r for s, r in zip(p.strides[:-1], rows, strict=True)] or [0]),
@@ -133,7 +145,6 @@ class Depthwise(Prepared):
 
 def _pieces(problem: ConvProblem, weights: Array, carrier: np.dtype[Any], phases: int, run: int) -> Any:
     columns, k, d = problem.out_spatial[-1], problem.filter[-1], problem.dilations[-1]
-    run = _run(columns, run)
     whole = columns - columns % run
     taps_apart = phases // gcd(phases, d)  # taps that read one plane: every so many
     packed = np.moveaxis(weights[:, :, 0], 0, -1).astype(carrier)  # (o, *taps, g)
@@ -146,10 +157,12 @@ def _pieces(problem: ConvProblem, weights: Array, carrier: np.dtype[Any], phases
             yield _Piece(part, width, first * d % phases, first * d // phases, step, flat, first > 0)
 
 
-def _run(columns: int, limit: int) -> int:
-    """Columns per run: the largest divisor within a factor of 2 of the limit, else the limit."""
-    limit = min(columns, limit)
-    return next((run for run in range(limit, limit // 2, -1) if columns % run == 0), limit)
+def _run(columns: int, channels: int) -> int:
+    """Columns per run: the most that divide the row and stay in ``RUN``, else the whole row, else what fits."""
+    least, most = (max(1, n // channels) for n in RUN)
+    most = min(most, columns)
+    divisor = next((run for run in range(most, least - 1, -1) if columns % run == 0), 0)
+    return divisor or (columns if columns * channels <= ROW else most)
 
 
 def _subscripts(lead: int, rank: int) -> str:

@@ -11,14 +11,14 @@ from math import prod
 from typing import Any
 
 import numpy as np
-from numpy.lib.stride_tricks import as_strided
 
 from ..layout import contiguous_strides
 from ..problem import ConvProblem
 from .epilogue import Epilogue
 from .prepared import Prepared, not_a_gemm
-from .scratch import Array, take
+from .scratch import Array, Workspace
 from .staging import Staging
+from .views import strided
 
 BLOCK = 1 << 16  # elements of a block of channels: it stays in the L2 cache from tap to tap
 
@@ -54,12 +54,17 @@ class FlatShift(Prepared):
         self._subscripts = f"a{out}{taps}z,a{taps}->a{out}z"
         self._channels = min(problem.groups, max(1, BLOCK // prod(self._sums)))
         block = ((self._channels, *self._sums), carrier)
-        self._specs = (self._staging.spec, block, block)
+        specs = self._staging.spec, block, block
+        self._workspace = Workspace(specs, lambda work, *sums: (self._staging.frame(work), sums))
+
+    @property
+    def workspace_bytes(self) -> int:
+        return self._workspace.nbytes
 
     def _run(self, x: Array, y: Array, residual: Array | None, zero_point: Array | None) -> None:
-        work, *scratch = take(*self._specs)
+        staged, scratch = self._workspace()
         for i in range(self.problem.batch):
-            planes = self._staging(x, i, work, zero_point)[:, :, 0]
+            planes = self._staging(x, i, staged, zero_point)[:, :, 0]
             for start in range(0, self.problem.groups, self._channels):
                 part = slice(start, min(start + self._channels, self.problem.groups))
                 for o, epilogue in enumerate(self._epilogues):
@@ -81,7 +86,7 @@ class FlatShift(Prepared):
     def _window(self, plane: Array, first: int, taps: tuple[int, ...]) -> Array:
         item = plane.itemsize
         strides = (plane.strides[0], *(n * item for n in (*self._lead_pitch, *self._tap_pitch)), item)
-        return as_strided(plane[..., first:], (len(plane), *self._lead, *taps, self._length), strides)
+        return strided(plane, plane.ndim - 1, first, (len(plane), *self._lead, *taps, self._length), strides)
 
     def _run_of(self, sums: Array) -> Array:
         """The part of the sums that one einsum writes: whole channels as vectors where rows are not told apart."""

@@ -17,7 +17,7 @@ import numpy as np
 from ..problem import ConvProblem
 from .epilogue import Epilogue
 from .prepared import Prepared
-from .scratch import Array, take
+from .scratch import Array, Workspace
 from .staging import copy
 from .views import cut
 
@@ -44,12 +44,17 @@ class General(Prepared):
         self._meetings = [list(_meetings(size, out, k, s, lo, d, ld)) for size, out, k, s, (lo, _), d, ld in axes]
         if not problem.in_per_group:
             self._meetings = [[], *self._meetings]  # nothing meets
-        self._specs = ((problem.x.shape[1:], carrier), (problem.y.shape[1:], carrier))
+        specs = (problem.x.shape[1:], carrier), (problem.y.shape[1:], carrier)
+        self._workspace = Workspace(specs, lambda x, y: (x, y))
+
+    @property
+    def workspace_bytes(self) -> int:
+        return self._workspace.nbytes
 
     def _run(self, x: Array, y: Array, residual: Array | None, zero_point: Array | None) -> None:
-        work, sums = take(*self._specs)
+        work, sums = self._workspace()
         for i in range(len(y)):
-            copy(work, x[i], zero_point)
+            copy(work, x[i], zero_point, channels_last=False)
             sums[...] = 0
             for taps in product(*self._meetings):
                 read = cut(work, (m.read for m in taps))

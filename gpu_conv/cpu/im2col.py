@@ -17,9 +17,9 @@ from numpy.lib.stride_tricks import as_strided
 from ..problem import ConvProblem
 from .epilogue import Epilogue
 from .prepared import Prepared, not_a_gemm
-from .scratch import Array, take
+from .scratch import Array, Workspace
 from .staging import Staging
-from .views import channels_are_last, merged
+from .views import channels_are_last, merged, windows_of_runs
 
 Box = tuple[slice, ...]  # a part of the output grid, one slice per spatial axis
 
@@ -49,15 +49,20 @@ class Im2col(Prepared):
         self._boxes = list(_boxes(problem.out_spatial, max(1, COLUMNS // problem.taps)))
         pixels = max(prod(s.stop - s.start for s in box) for box in self._boxes)
         columns, sums = pixels * problem.taps, pixels * problem.out_per_group
-        self._specs = (self._staging.spec, ((columns,), carrier), ((sums,), carrier))
+        specs = self._staging.spec, ((columns,), carrier), ((sums,), carrier)
+        self._workspace = Workspace(specs, lambda work, columns, sums: (self._staging.frame(work), columns, sums))
+
+    @property
+    def workspace_bytes(self) -> int:
+        return self._workspace.nbytes
 
     def _run(self, x: Array, y: Array, residual: Array | None, zero_point: Array | None) -> None:
-        work, columns, scratch = take(*self._specs)
+        staged, columns, scratch = self._workspace()
         direct = self._in_place(y, residual)
         for i in range(self.problem.batch):
-            staged = self._staging(x, i, work, zero_point)[0]
+            image = self._staging(x, i, staged, zero_point)[0]
             for g, epilogue in enumerate(self._epilogues):
-                windows = self._windows(staged[..., g, :] if self._last else staged[g])
+                windows = self._windows(image[..., g, :] if self._last else image[g])
                 target = self._group(y, i, g)
                 rest = None if residual is None else self._group(residual, i, g)
                 for box in self._boxes:
@@ -85,14 +90,16 @@ class Im2col(Prepared):
         steps = tuple(s * b for s, b in zip(p.strides, spatial, strict=True))
         taps = tuple(d * b for d, b in zip(p.dilations, spatial, strict=True))
         if self._last:
-            return as_strided(image, (*p.out_spatial, *p.filter, image.shape[-1]), (*steps, *taps, image.strides[-1]))
-        return as_strided(image, (len(image), *p.filter, *p.out_spatial), (image.strides[0], *taps, *steps))
+            shape = (*p.out_spatial, *p.filter, image.shape[-1])
+            return windows_of_runs(image, shape, (*steps, *taps, image.strides[-1]), keep=p.rank)
+        shape = (len(image), *p.filter, *p.out_spatial)
+        return as_strided(image, shape, (image.strides[0], *taps, *steps))
 
     def _multiply(self, windows: Array, box: Box, g: int, columns: Array, products: Any) -> None:
         taps = self.problem.taps
         window = windows[box if self._last else (slice(None),) * (1 + self.problem.rank) + box]
-        block = columns[: window.size].reshape(window.shape)
-        np.copyto(block, window)
+        block = columns[: products.size // self.problem.out_per_group * taps]
+        np.copyto(block.view(window.dtype).reshape(window.shape), window)
         if self._last:
             np.matmul(block.reshape(-1, taps), self._weights[g], out=products)
         else:

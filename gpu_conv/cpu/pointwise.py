@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from math import prod
 from typing import Any
 
@@ -11,7 +10,7 @@ import numpy as np
 from ..problem import ConvProblem
 from .epilogue import Epilogue
 from .prepared import Prepared, not_a_gemm
-from .scratch import Array, take
+from .scratch import Array, Workspace
 from .staging import copy
 from .views import channels_are_last, cut, merged, working_order
 
@@ -37,7 +36,8 @@ class Pointwise(Prepared):
         shaped = None if bias is None else bias.reshape(problem.y.shape[1:3])
         self._epilogue = Epilogue(problem, shaped, carrier, self._last)
         pixels = zip(problem.out_spatial, problem.strides, strict=True)
-        self._read = tuple(slice(0, (n - 1) * s + 1, s) for n, s in pixels)
+        read = tuple(slice(0, (n - 1) * s + 1, s) for n, s in pixels)
+        self._read = read if any(s > 1 for s in problem.strides) else None
         # A block is some rows of one image, or some images; one smaller than the weights would mostly pack weights.
         self._height = problem.out_spatial[0] if problem.rank else 1
         row = prod(problem.out_spatial[1:])
@@ -46,27 +46,46 @@ class Pointwise(Prepared):
         whole = self._last and self._rows == self._height
         image = self._height * row * problem.out_channels
         self._images = max(1, min(problem.batch, wanted // image)) if whole else 1
+        self._cuts = [
+            np.s_[i : i + self._images, r : r + self._rows] if self._last else np.s_[i, :, :, r : r + self._rows]
+            for i in range(0, problem.batch, self._images)
+            for r in range(0, self._height, self._rows)
+        ]
         block = self._images * self._rows * row
-        self._specs = (((block * problem.in_channels,), carrier), ((block * problem.out_channels,), carrier))
+        specs = ((block * problem.in_channels,), carrier), ((block * problem.out_channels,), carrier)
+        self._workspace = Workspace(specs, lambda pixels, sums: (pixels, sums))
+
+    @property
+    def workspace_bytes(self) -> int:
+        return self._workspace.nbytes
 
     def _run(self, x: Array, y: Array, residual: Array | None, zero_point: Array | None) -> None:
-        x = cut(x, self._read)
+        if self._read is not None:
+            x = cut(x, self._read)
+        if not self.problem.rank:
+            x, y, residual = (
+                x[..., np.newaxis],
+                y[..., np.newaxis],
+                None if residual is None else residual[..., np.newaxis],
+            )
         convert = x.dtype != self.carrier or zero_point is not None
         direct = self._in_place(y, residual)
-        work, scratch = take(*self._specs)
-        blocks = zip(self._blocks(x), self._blocks(y), self._blocks(y if residual is None else residual), strict=True)
-        for source, target, rest in blocks:
+        work, scratch = self._workspace()
+        x, y = working_order(x, self._last, lead=1), working_order(y, self._last, lead=1)
+        residual = None if residual is None else working_order(residual, self._last, lead=1)
+        for part in self._cuts:
+            source, target = x[part], y[part]
             pixels = None if convert else self._matrices(source)
             if pixels is None or not (_unit(pixels, 1) or _unit(pixels, 2)):
                 block = work[: source.size].reshape(source.shape)
-                copy(block, source, zero_point)
+                copy(block, source, zero_point, self._last)
                 pixels = self._matrices(block)
             products, sums = self._matrices(target) if direct else None, target
             if products is None or not _unit(products, 2):
                 sums = scratch[: target.size].reshape(target.shape)
                 products = self._matrices(sums)
             self._multiply(pixels, products)
-            self._epilogue(sums, target, None if residual is None else rest)
+            self._epilogue(sums, target, None if residual is None else residual[part])
 
     def _multiply(self, pixels: Any, products: Any) -> None:
         left, right = (pixels, self._weights) if self._last else (self._weights, pixels)
@@ -75,19 +94,9 @@ class Pointwise(Prepared):
         else:
             np.matmul(left, right, out=products)
 
-    def _blocks(self, view: Array) -> Iterator[Array]:
-        """``(images, rows, ..., g, c)`` with channels last, else ``(g, c, rows, ...)``."""
-        if not self.problem.rank:
-            view = view[..., np.newaxis]
-        for i in range(0, len(view), self._images):
-            images = working_order(view[i : i + self._images], True, lead=1) if self._last else view[i]
-            for r in range(0, self._height, self._rows):
-                rows = slice(r, r + self._rows)
-                yield images[:, rows] if self._last else images[:, :, rows]
-
     def _matrices(self, block: Array) -> Array | None:
         """One matrix per group: ``(g, pixels, c)`` with channels last, else ``(g, c, pixels)``; None if not a view."""
-        if not self._last:
+        if not self._last:  # (g, c, rows, ...), else (images, rows, ..., g, c)
             return merged(block, 2, block.ndim)
         matrix = merged(block, 0, block.ndim - 2)
         return None if matrix is None else matrix.swapaxes(0, 1)

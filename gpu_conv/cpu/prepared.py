@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ..problem import ConvProblem
-from .scratch import Array, Spec, nbytes
+from .scratch import Array
 
 
 class Prepared(ABC):
@@ -29,7 +29,6 @@ class Prepared(ABC):
     def __init__(self, problem: ConvProblem, weights: Array, bias: Array | None, carrier: np.dtype[Any]) -> None:
         self.problem = problem
         self.carrier = carrier
-        self._specs: tuple[Spec, ...] = ()
 
     @classmethod
     @abstractmethod
@@ -37,9 +36,9 @@ class Prepared(ABC):
         """Why this strategy cannot compute the problem, in one line; None if it can."""
 
     @property
+    @abstractmethod
     def workspace_bytes(self) -> int:
         """Memory that a run uses beyond operands and packed weights; taken from the thread's scratch block."""
-        return nbytes(*self._specs)
 
     def run(self, x: Array, y: Array, residual: Array | None = None, x_zero_point: Array | int | None = None) -> None:
         """Convolve ``x`` into ``y``.

@@ -15,21 +15,26 @@ from .scratch import Array, Spec
 from .views import cut, working_order
 
 
-def copy(goal: Array, source: Array, zero_point: Array | None) -> None:
-    """``source - zero_point`` in the dtype of ``goal``; both ``(a, b, rows, ...)`` or in any other order."""
-    if goal.ndim > 3 and _gathers(goal, source):
+def copy(goal: Array, source: Array, zero_point: Array | None, channels_last: bool) -> None:
+    """``source - zero_point`` in the dtype of ``goal``; both in working order."""
+    if not channels_last and goal.ndim > 3 and _gathers(goal, source):
         for row in range(goal.shape[2]):
-            copy(goal[:, :, row], source[:, :, row], zero_point)
-    elif zero_point is None:
-        np.copyto(goal, source, casting="unsafe")
+            _copy(goal[:, :, row], source[:, :, row], zero_point)
     else:
-        np.subtract(source, zero_point, out=goal, dtype=goal.dtype, casting="unsafe")
+        _copy(goal, source, zero_point)
 
 
 def _gathers(goal: Array, source: Array) -> bool:
     """Whether channels that lie side by side go to planes: row by row the lines of x stay cached, 3 times faster."""
     channels = goal.shape[0] * goal.shape[1]
-    return channels >= 16 and abs(goal.strides[-1]) == goal.itemsize and abs(source.strides[-1]) > source.itemsize
+    return channels >= 16 and goal.shape[-1] > 1 and abs(source.strides[-1]) > source.itemsize
+
+
+def _copy(goal: Array, source: Array, zero_point: Array | None) -> None:
+    if zero_point is None:
+        np.copyto(goal, source, casting="unsafe")
+    else:
+        np.subtract(source, zero_point, out=goal, dtype=goal.dtype, casting="unsafe")
 
 
 @dataclass(frozen=True)
@@ -41,22 +46,33 @@ class _Axis:
     lo: int
 
     @property
-    def read(self) -> tuple[int, int]:
+    def read(self) -> slice:
         start = max(0, -self.lo)
-        return start, max(start, min(self.size, self.length - self.lo))
+        return slice(start, max(start, min(self.size, self.length - self.lo)))
 
     @property
     def inside(self) -> bool:
         return self.lo <= 0 and self.length - self.lo <= self.size
 
-    def phase(self, p: int, step: int) -> tuple[slice, slice, int]:
-        """(positions of x, positions in phase p, length of phase p): every ``step``-th position starting at ``p``."""
-        start, stop = self.read
-        length = -(-(self.length - p) // step)
-        first = -(-(start + self.lo - p) // step)
-        count = max(0, -(-(stop + self.lo - p) // step) - first)
+    def phase(self, p: int, step: int) -> tuple[slice, slice]:
+        """(positions of x, positions in phase p): every ``step``-th position of the padded axis starting at ``p``."""
+        first = -(-(self.read.start + self.lo - p) // step)
+        count = max(0, -(-(self.read.stop + self.lo - p) // step) - first)
         source = first * step + p - self.lo
-        return slice(source, source + count * step, step), slice(first, first + count), length
+        return slice(source, source + count * step, step), slice(first, first + count)
+
+
+@dataclass(frozen=True)
+class Staged:
+    """Working memory for one image.
+
+    Attributes:
+        work: ``(phases, *shape)`` in working order.
+        parts: of each phase, the elements of x, the view that takes them, and the views around it, which are zero.
+    """
+
+    work: Array
+    parts: list[tuple[tuple[slice, ...], Array, list[Array]]]
 
 
 class Staging:
@@ -83,54 +99,57 @@ class Staging:
             for (size, out, s, k, d), (lo, _) in zip(geometry, problem.padding, strict=True)
         ]
         self._carrier, self._last, self._phases, self._dense = carrier, channels_last, phases, dense
-        inside = phases == 1 and all(axis.inside for axis in self._axes)
-        padded = [a.length for a in self._axes]
-        if padded:
-            padded[-1] = -(-padded[-1] // phases)
-        channels = problem.x.shape[1:3]
+        *rows, columns = (a.length for a in self._axes)
+        padded, channels = (*rows, -(-columns // phases)), problem.x.shape[1:3]
         self.shape = (*padded, *channels) if channels_last else (*channels, *padded)
-        convert = problem.x.dtype != carrier.name or problem.x_zero_point
-        self._as_is = inside and not convert
+        inside = phases == 1 and all(axis.inside for axis in self._axes)
+        self._as_is = inside and problem.x.dtype == carrier.name and not problem.x_zero_point
+        self._read = None if all(a.read == slice(0, a.size) for a in self._axes) else [a.read for a in self._axes]
 
     @property
     def spec(self) -> Spec:
-        """The working memory that :meth:`__call__` wants; empty where an image is always used as it is."""
+        """The working memory that :meth:`frame` wants; empty where an image is always used as it is."""
         return ((0,) if self._as_is and not self._dense else (self._phases, *self.shape)), self._carrier
 
-    def __call__(self, x: Array, i: int, work: Array, zero_point: Array | None) -> Array:
-        """Image i of the batch x ``(n, g, c, *spatial)``: x itself where possible, else ``work`` filled.
+    def frame(self, work: Array) -> Staged:
+        """Working memory and its views."""
+        return Staged(work, [self._part(work[p], p) for p in range(self._phases)] if work.ndim > 1 else [])
+
+    def __call__(self, x: Array, i: int, staged: Staged, zero_point: Array | None) -> Array:
+        """Image i of the batch x ``(n, g, c, *spatial)``: x itself where possible, else ``staged.work`` filled.
 
         Returns:
             ``(phases, *self.shape)``.
         """
+        image = x[i]
         if self._as_is:
-            read = tuple(slice(*a.read) for a in self._axes)
-            view = working_order(cut(x[i], read), self._last)
+            view = working_order(image if self._read is None else cut(image, self._read), self._last)
             if not self._dense or self._is_dense(view):
                 return view[np.newaxis]
-        for p in range(self._phases):
-            self._fill(x[i], work[p], p, zero_point)
-        return work
+        for read, interior, around in staged.parts:
+            for border in around:
+                border.fill(0)
+            copy(interior, working_order(cut(image, read), self._last), zero_point, self._last)
+        return staged.work
 
     def _is_dense(self, view: Array) -> bool:
+        if view.flags.c_contiguous:
+            return True
         wanted = self._carrier.itemsize
-        for axis in reversed(range(max(0, view.ndim - 3) if self._last else 2, view.ndim)):
+        for axis in range(view.ndim - 1, view.ndim - 4 if self._last else 1, -1):
             if view.shape[axis] > 1 and view.strides[axis] != wanted:
                 return False
             wanted *= view.shape[axis]
         return True
 
-    def _fill(self, image: Array, work: Array, p: int, zero_point: Array | None) -> None:
-        rank = len(self._axes)
-        steps = [(0, 1)] * (rank - 1) + [(p, self._phases)]
-        parts = [axis.phase(*step) for axis, step in zip(self._axes, steps, strict=True)] if rank else []
-        first = 0 if self._last else 2
-        for axis, (_, target, _) in enumerate(parts, first):
+    def _part(self, plane: Array, p: int) -> tuple[tuple[slice, ...], Array, list[Array]]:
+        *rows, columns = self._axes
+        pairs = [*(axis.phase(0, 1) for axis in rows), columns.phase(p, self._phases)]
+        around = []
+        for axis, (_, target) in enumerate(pairs, 0 if self._last else 2):
             before = (slice(None),) * axis
-            if target.start > 0:
-                work[(*before, slice(0, target.start))] = 0
-            if target.stop < work.shape[axis]:
-                work[(*before, slice(target.stop, None))] = 0
-        source = working_order(cut(image, (s for s, _, _ in parts)), self._last)
-        goal = work[(slice(None),) * first + tuple(t for _, t, _ in parts)]
-        copy(goal, source, zero_point)
+            for border in (slice(0, target.start), slice(target.stop, plane.shape[axis])):
+                if border.start < border.stop:
+                    around.append(plane[(*before, border)])
+        goal = (*(() if self._last else (slice(None),) * 2), *(target for _, target in pairs))
+        return tuple(source for source, _ in pairs), plane[goal], around

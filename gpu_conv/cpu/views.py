@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import cache
 from math import prod
+
+import numpy as np
+from numpy.lib.stride_tricks import as_strided
 
 from ..problem import Tensor
 from .scratch import Array
-
-
-def working_order(view: Array, channels_last: bool, lead: int = 0) -> Array:
-    """``(*lead, a, b, *spatial)`` as ``(*lead, *spatial, a, b)`` if channels come last, else as it is."""
-    if not channels_last:
-        return view
-    return view.transpose(*range(lead), *range(lead + 2, view.ndim), lead, lead + 1)
 
 
 def cut(view: Array, spatial: Iterable[slice]) -> Array:
@@ -21,16 +18,47 @@ def cut(view: Array, spatial: Iterable[slice]) -> Array:
     return view[(..., *spatial)]  # type: ignore[arg-type]  # NumPy's stubs want indices of one kind
 
 
+def working_order(view: Array, channels_last: bool, lead: int = 0) -> Array:
+    """``(*lead, a, b, *spatial)`` as ``(*lead, *spatial, a, b)`` if channels come last, else as it is."""
+    return view.transpose(_last_order(view.ndim, lead)) if channels_last else view
+
+
+@cache
+def _last_order(ndim: int, lead: int) -> tuple[int, ...]:
+    return (*range(lead), *range(lead + 2, ndim), lead, lead + 1)
+
+
 def merged(view: Array, start: int, stop: int) -> Array | None:
     """The view with the axes from ``start`` up to ``stop`` as one axis, or None if their strides do not allow it."""
-    wanted = None
-    for size, stride in zip(reversed(view.shape[start:stop]), reversed(view.strides[start:stop]), strict=True):
-        if size == 1:
-            continue
-        if wanted is not None and stride != wanted:
-            return None
-        wanted = stride * size
+    if not view.flags.c_contiguous:
+        wanted = None
+        for size, stride in zip(view.shape[start:stop][::-1], view.strides[start:stop][::-1], strict=True):
+            if size > 1:
+                if wanted is not None and stride != wanted:
+                    return None
+                wanted = stride * size
     return view.reshape(*view.shape[:start], prod(view.shape[start:stop]), *view.shape[stop:])
+
+
+def strided(view: Array, axis: int, start: int, shape: tuple[int, ...], strides: tuple[int, ...]) -> Array:
+    """Overlapping windows that begin at ``start`` along ``axis``; ``strides`` in bytes."""
+    if view.flags.c_contiguous:
+        return np.ndarray(shape, view.dtype, view, start * view.strides[axis], strides)  # 6 us faster than as_strided
+    return as_strided(view[(slice(None),) * axis + (slice(start, None),)], shape, strides)
+
+
+def windows_of_runs(view: Array, shape: tuple[int, ...], strides: tuple[int, ...], keep: int) -> Array:
+    """Overlapping windows; axes after the first ``keep`` that lie in memory without gaps become one item of bytes.
+
+    NumPy copies an item of 36 bytes nearly twice as fast as 9 floats.
+    """
+    if not view.flags.c_contiguous:
+        return as_strided(view, shape, strides)
+    run, axes = view.itemsize, len(shape)
+    while axes > keep and (shape[axes - 1] == 1 or strides[axes - 1] == run):
+        axes -= 1
+        run *= shape[axes]
+    return np.ndarray(shape[:axes], np.dtype((np.void, run)), view, 0, strides[:axes])
 
 
 def channels_are_last(tensor: Tensor) -> bool:

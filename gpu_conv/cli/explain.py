@@ -1,0 +1,48 @@
+"""``gpu-conv explain``: shapes and options as text in, the report of ``gpu_conv.explain`` out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import gpu_conv
+
+from .output import out
+
+_PADDINGS = ("valid", "same_upper", "same_lower")
+
+
+def explain(x: str, w: str, texts: Mapping[str, str], options: Mapping[str, Any]) -> None:
+    """Print the report. ``texts`` are options that still have to be parsed, ``options`` may hold None for "not given".
+
+    Raises:
+        ValueError: a text that is no shape or list of numbers, or what ``gpu_conv.explain`` refuses.
+        TypeError: an element type that there is no convolution for.
+    """
+    parsed = {name: _numbers(name, text) for name, text in texts.items()}
+    given = {name: value for name, value in options.items() if value is not None}
+    report = gpu_conv.explain(_shape("x", x), _shape("w", w), **parsed, **given)
+    out.print(str(report), markup=False, soft_wrap=True)
+
+
+def _shape(name: str, text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(f"--{name} {text}: a shape is a list of integers such as 1,32,112,112") from None
+
+
+def _numbers(name: str, text: str) -> Any:
+    """``2`` is an integer, ``2,1`` a list, ``0:1,2:2`` a list of pairs; a padding may also be a word."""
+    if name == "padding" and text in _PADDINGS:
+        return text
+    try:
+        parts = [[int(number) for number in part.split(":")] for part in text.split(",")]
+    except ValueError:
+        parts = []
+    if parts and all(len(part) == 1 for part in parts):
+        return parts[0][0] if len(parts) == 1 else tuple(part[0] for part in parts)
+    if name == "padding" and parts and all(len(part) == 2 for part in parts):
+        return tuple((lo, hi) for lo, hi in parts)
+    words = f", pairs 0:1,0:1, or {', '.join(_PADDINGS)}" if name == "padding" else ""
+    raise ValueError(f"--{name} {text}: expected an integer, one for each axis as 2,1{words}")

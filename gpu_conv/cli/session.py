@@ -1,0 +1,40 @@
+"""An ONNX model on a chosen device, NumPy arrays in and out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import gpu_conv.onnx
+
+Array = np.ndarray[Any, Any]
+
+
+class Session:
+    """A loaded model; ``device`` is "cpu", "emulator" or "cuda"."""
+
+    def __init__(self, path: Path, device: str) -> None:
+        self.device = device
+        self.model = gpu_conv.onnx.load(path, device="emulator") if device == "emulator" else gpu_conv.onnx.load(path)
+
+    def __call__(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """The outputs by name; on a GPU this waits for them."""
+        return {name: self._down(value) for name, value in self.model(self._up(feeds)).items()}
+
+    def profile(self, feeds: Mapping[str, Array]) -> Any:
+        """Time, kernel and bytes of every node."""
+        return self.model.profile(self._up(feeds))
+
+    def _up(self, feeds: Mapping[str, Array]) -> dict[str, Any]:
+        if self.device != "cuda":
+            return dict(feeds)
+        import cupy
+
+        return {name: cupy.asarray(value) for name, value in feeds.items()}
+
+    def _down(self, value: Any) -> Array:
+        host: Array = value.get() if self.device == "cuda" and hasattr(value, "get") else np.asarray(value)
+        return host
