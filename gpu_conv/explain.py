@@ -56,11 +56,11 @@ class Explanation:
             lines.append(f"           grid {self.launch.grid}, block {self.launch.block}")
         if self.registers is not None:
             lines.append(f"           {self.registers} registers, {self.shared_bytes} bytes of shared memory")
-        lines.append(f"  work     {self.flops / 1e6:.1f} MFLOP, at least {self.bytes / 1e6:.3f} MB moved")
+        lines.append(f"  work     {self.flops / 1e6:.3g} MFLOP, at least {self.bytes / 1e6:.3g} MB moved")
         if self.floor_us is not None and self.target:
             lines.append(f"  floor    {self.floor_us:.1f} us at {self.target.bandwidth / 1e12:.2f} TB/s")
         if self.workspace_bytes:
-            lines.append(f"  scratch  {self.workspace_bytes / 1e6:.3f} MB")
+            lines.append(f"  scratch  {self.workspace_bytes / 1e6:.3g} MB")
         return "\n".join(lines)
 
 
@@ -93,8 +93,9 @@ def explain(
         >>> print(gpu_conv.explain((1, 8, 16, 16), (8, 1, 3, 3), groups=8, padding=1))
         1 x 8 -> 8 channels, 16x16 -> 16x16, filter 3x3, float32 -> float32, groups 8, padding ((1, 1), (1, 1))
           device   cpu
-          -> depthwise          chosen
-          work     0.0 MFLOP, at least 0.017 MB moved
+          -> depthwise_flat     chosen
+          work     0.0369 MFLOP, at least 0.0167 MB moved
+          scratch  0.0292 MB
     """
     arrays = [a if a is None or hasattr(a, "dtype") else np.empty(a, np.dtype(dtype)) for a in (x, w, bias)]
     call = prepare(*arrays, transposed=transposed, **options)

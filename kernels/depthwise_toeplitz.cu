@@ -24,23 +24,53 @@ constexpr int kToeplitzWarps = 4;
 
 // Strides in elements; rows, then columns.
 struct DepthwiseToeplitzParams {
-    int64 x_image, x_channel;
-    int64 w_group, w_multiplier, w_row, w_column;
-    int64 y_image, y_group, y_multiplier;
-    int64 residual_image, residual_group, residual_multiplier;
-    double alpha, beta;
-    int32 x_row, y_row, residual_row;
-    int32 channels, multiplier;
-    int32 in[2], out[2], padding[2];
-    int32 filter_columns, lead;
-    int32 blocks;           // column blocks of 8 outputs in a strip; blockIdx.y counts strips
-    int32 per_group;        // streams that a warp walks down together
-    int32 streams, groups;  // of a channel
-    int32 bands, band;      // bands of an image, output rows of a band
-    int32 chunks;           // of a band
+    int64 x_image;
+    int64 x_channel;
+    int64 w_group;
+    int64 w_multiplier;
+    int64 w_row;
+    int64 w_column;
+    int64 y_image;
+    int64 y_group;
+    int64 y_multiplier;
+    int64 residual_image;
+    int64 residual_group;
+    int64 residual_multiplier;
+    double alpha;
+    double beta;
+    int32 x_row;
+    int32 y_row;
+    int32 residual_row;
+    int32 channels;  // of y
+    int32 multiplier;
+    int32 in[2];
+    int32 out[2];
+    int32 padding[2];
+    int32 filter_columns;
+    int32 lead;
+    int32 blocks;     // column blocks of 8 outputs in a strip; blockIdx.y counts strips
+    int32 per_group;  // streams that a warp walks down together
+    int32 streams;    // of a channel
+    int32 groups;     // of a channel
+    int32 bands;      // of an image
+    int32 band;       // output rows of a band
+    int32 chunks;     // of a band
     int32 groups_per_warp;
     int32 stream_pitch;  // bytes of one row of one stream in shared memory
+
+    // Offsets of an output channel.
+    DEVICE int64 x_offset(int32 channel) const { return channel / multiplier * x_channel; }
+    DEVICE int64 w_offset(int32 channel) const {
+        return channel / multiplier * w_group + channel % multiplier * w_multiplier;
+    }
+    DEVICE int64 y_offset(int32 channel) const {
+        return channel / multiplier * y_group + channel % multiplier * y_multiplier;
+    }
+    DEVICE int64 residual_offset(int32 channel) const {
+        return channel / multiplier * residual_group + channel % multiplier * residual_multiplier;
+    }
 };
+static_assert(sizeof(DepthwiseToeplitzParams) == 208, "the host packs this struct");
 
 // How a warp walks down: an input row feeds output rows `kLive - 1` back to 0; a chunk is unrolled, so that the
 // rotation of the sums costs nothing, and is the unit of staging: at least 4 rows, so that memory is read in long runs.

@@ -7,7 +7,9 @@ is long (about 2000 elements) even where channels are few, while the repeated we
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from math import gcd, prod
 from typing import Any
 
@@ -15,7 +17,7 @@ import numpy as np
 
 from ..problem import ConvProblem
 from .epilogue import Epilogue
-from .prepared import Prepared, not_a_gemm
+from .prepared import Prepared, Step, not_a_gemm
 from .scratch import Array, Workspace
 from .staging import Staged, Staging
 from .views import strided, working_order
@@ -77,17 +79,17 @@ class Depthwise(Prepared):
     def workspace_bytes(self) -> int:
         return self._workspace.nbytes
 
-    def _run(self, x: Array, y: Array, residual: Array | None, zero_point: Array | None) -> None:
+    def _steps(self, x: Array, y: Array, residual: Array | None, zero_point: Array | None) -> Iterator[Step]:
         staged, known, scratch = self._workspace()
         direct = self._in_place(y, residual)
         for i in range(self.problem.batch):
-            planes = self._staging(x, i, staged, zero_point)
+            planes = yield from self._staging.steps(x, i, staged, zero_point)
             windows = known if planes is staged.work else self._windows(planes)
             for o in range(self.problem.out_per_group):
                 target = self._filters(y, i, o)
                 rest = None if residual is None else self._filters(residual, i, o)
                 sums = target if direct and _rows_are_dense(target) else None
-                self._image(windows, o, target, rest, sums, *scratch)
+                yield from self._image(windows, o, target, rest, sums, *scratch)
 
     def _frame(self, work: Array, *scratch: Array) -> tuple[Staged, list[Array], tuple[Array, ...]]:
         return self._staging.frame(work), self._windows(work), scratch
@@ -127,7 +129,7 @@ class Depthwise(Prepared):
         sums: Array | None,
         work: Array,
         part: Array,
-    ) -> None:
+    ) -> Iterator[Step]:
         """The o-th filter of every group; collected in ``sums`` if given, else block by block in ``work``."""
         for start in range(0, self._lead[0], self._rows):
             rows = slice(start, min(start + self._rows, self._lead[0]))
@@ -137,13 +139,13 @@ class Depthwise(Prepared):
                 target = block[..., piece.columns, :]
                 goal = part[:count, ..., piece.columns, :] if piece.adds else target
                 shape = (*goal.shape[:-2], piece.blocks, -1)
-                np.einsum(self._subscripts, window[rows], piece.weights[o], out=goal.reshape(shape))
+                yield partial(np.einsum, self._subscripts, window[rows], piece.weights[o], out=goal.reshape(shape))
                 if piece.adds:
-                    np.add(target, goal, out=target)
-            self._epilogues[o](block, y[rows], None if residual is None else residual[rows])
+                    yield partial(np.add, target, goal, out=target)
+            yield from self._epilogues[o].steps(block, y[rows], None if residual is None else residual[rows])
 
 
-def _pieces(problem: ConvProblem, weights: Array, carrier: np.dtype[Any], phases: int, run: int) -> Any:
+def _pieces(problem: ConvProblem, weights: Array, carrier: np.dtype[Any], phases: int, run: int) -> Iterator[_Piece]:
     columns, k, d = problem.out_spatial[-1], problem.filter[-1], problem.dilations[-1]
     whole = columns - columns % run
     taps_apart = phases // gcd(phases, d)  # taps that read one plane: every so many

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from ..problem import ConvProblem
+from .prepared import Step
 from .scratch import Array
 
 TILE = 1 << 16  # elements: a bias repeated along the last spatial axis is added twice as fast if it stays cached
@@ -38,7 +41,9 @@ class Epilogue:
             self._width = -1 - bias.ndim
             self._bias = np.ascontiguousarray(np.broadcast_to(self._bias, (problem.out_spatial[-1], *bias.shape)))
 
-    def __call__(self, sums: Array, y: Array, residual: Array | None = None, channels: slice = slice(None)) -> None:
+    def steps(
+        self, sums: Array, y: Array, residual: Array | None = None, channels: slice = slice(None)
+    ) -> Iterator[Step]:
         """Finish one block.
 
         Args:
@@ -46,19 +51,22 @@ class Epilogue:
             y, residual: shaped like ``sums``.
             channels: which of the first channel axis the block holds, where channels come first.
         """
-        if self._convert:
-            sums = sums.astype(np.int64).astype(self._sum)  # exact, then modulo 2^32
+        if self._convert:  # to 64 bits, which is exact, and from there modulo 2^32
+            for dtype in (np.dtype(np.int64), self._sum):
+                integers = np.empty(sums.shape, dtype)
+                yield partial(np.copyto, integers, sums, casting="unsafe")
+                sums = integers
         target = y if y.dtype == sums.dtype else sums
         addends = [a for a in (self._bias_for(sums, channels), residual) if a is not None]
         for i, addend in enumerate(addends, 1):
-            last = i == len(addends) and self._activation is None
-            np.add(sums, addend, out=target if last else sums, dtype=sums.dtype, casting="unsafe")
+            goal = target if i == len(addends) and self._activation is None else sums
+            yield partial(np.add, sums, addend, out=goal, dtype=sums.dtype, casting="unsafe")
         if self._activation is not None:
-            self._activation(sums, out=target)
+            yield partial(self._activation, sums, out=target)
         elif not addends and target is not sums:
-            np.copyto(target, sums)
+            yield partial(np.copyto, target, sums)
         if target is not y:
-            np.copyto(y, sums, casting="unsafe")
+            yield partial(np.copyto, y, sums, casting="unsafe")
 
     def _bias_for(self, sums: Array, channels: slice) -> Array | None:
         if self._bias is None:

@@ -6,13 +6,14 @@ largest L1 norm of a filter times the largest ``|x - x_zero_point|`` bounds that
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from ..problem import ConvProblem
 from .general import General
-from .prepared import Prepared
+from .prepared import Prepared, Step
 from .scratch import Array
 
 QUANTISED = ("int8", "uint8")
@@ -50,8 +51,8 @@ class Guarded(Prepared):
     def workspace_bytes(self) -> int:
         return self._inner.workspace_bytes
 
-    def _run(self, x: Array, y: Array, residual: Array | None, zero_point: Array | None) -> None:
+    def _steps(self, x: Array, y: Array, residual: Array | None, zero_point: Array | None) -> Iterator[Step]:
         inner = self._inner
         if zero_point is not None and not self._limits.min <= int(zero_point) <= self._limits.max:
             inner = General(self.problem, self._weights, self._bias, np.dtype(np.int64))
-        inner._run(x, y, residual, zero_point)
+        return inner._steps(x, y, residual, zero_point)

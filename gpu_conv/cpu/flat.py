@@ -7,6 +7,8 @@ summed one after another: were they an axis of the same einsum, NumPy would choo
 
 from __future__ import annotations
 
+from collections.abc import Generator, Iterator
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -15,7 +17,7 @@ import numpy as np
 from ..layout import contiguous_strides
 from ..problem import ConvProblem
 from .epilogue import Epilogue
-from .prepared import Prepared, not_a_gemm
+from .prepared import Prepared, Step, not_a_gemm
 from .scratch import Array, Workspace
 from .staging import Staging
 from .views import strided
@@ -61,26 +63,27 @@ class FlatShift(Prepared):
     def workspace_bytes(self) -> int:
         return self._workspace.nbytes
 
-    def _run(self, x: Array, y: Array, residual: Array | None, zero_point: Array | None) -> None:
+    def _steps(self, x: Array, y: Array, residual: Array | None, zero_point: Array | None) -> Iterator[Step]:
         staged, scratch = self._workspace()
         for i in range(self.problem.batch):
-            planes = self._staging(x, i, staged, zero_point)[:, :, 0]
+            planes = (yield from self._staging.steps(x, i, staged, zero_point))[:, :, 0]
             for start in range(0, self.problem.groups, self._channels):
                 part = slice(start, min(start + self._channels, self.problem.groups))
                 for o, epilogue in enumerate(self._epilogues):
-                    sums = self._taps(planes[:, part], self._weights[o, part], *scratch)
-                    epilogue(sums, y[i, part, o], None if residual is None else residual[i, part, o], part)
+                    sums = yield from self._taps(planes[:, part], self._weights[o, part], *scratch)
+                    rest = None if residual is None else residual[i, part, o]
+                    yield from epilogue.steps(sums, y[i, part, o], rest, part)
 
-    def _taps(self, planes: Array, weights: Array, sums: Array, term: Array) -> Array:
+    def _taps(self, planes: Array, weights: Array, sums: Array, term: Array) -> Generator[Step, None, Array]:
         """Sums of a block of channels, ``(channels, *out_spatial)``."""
         p = self.problem
         sums, term = sums[: len(weights)], term[: len(weights)]
         for k in range(p.filter[-1]):
             first, plane = divmod(k * p.dilations[-1], p.strides[-1])
             window = self._window(planes[plane], first, weights.shape[1:-1])
-            np.einsum(self._subscripts, window, weights[..., k], out=self._run_of(term if k else sums))
+            yield partial(np.einsum, self._subscripts, window, weights[..., k], out=self._run_of(term if k else sums))
             if k:
-                np.add(sums, term, out=sums)
+                yield partial(np.add, sums, term, out=sums)
         return sums[(slice(None), *(slice(n) for n in p.out_spatial))]
 
     def _window(self, plane: Array, first: int, taps: tuple[int, ...]) -> Array:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from math import gcd
 from typing import Any
@@ -16,9 +17,9 @@ import numpy as np
 
 from ..problem import ConvProblem
 from .epilogue import Epilogue
-from .prepared import Prepared
+from .prepared import Prepared, Step
 from .scratch import Array, Workspace
-from .staging import copy
+from .staging import copying
 from .views import cut
 
 
@@ -51,17 +52,21 @@ class General(Prepared):
     def workspace_bytes(self) -> int:
         return self._workspace.nbytes
 
-    def _run(self, x: Array, y: Array, residual: Array | None, zero_point: Array | None) -> None:
+    def _steps(self, x: Array, y: Array, residual: Array | None, zero_point: Array | None) -> Iterator[Step]:
         work, sums = self._workspace()
         for i in range(len(y)):
-            copy(work, x[i], zero_point, channels_last=False)
-            sums[...] = 0
+            yield from copying(work, x[i], zero_point, channels_last=False)
+            yield partial(sums.fill, 0)
             for taps in product(*self._meetings):
                 read = cut(work, (m.read for m in taps))
                 written = cut(sums, (m.written for m in taps))
                 weights = self._weights[tuple(m.tap for m in taps)]
-                written += np.matmul(weights, read.reshape(*read.shape[:2], -1)).reshape(written.shape)
-            self._epilogue(sums, y[i], None if residual is None else residual[i])
+                yield partial(_accumulate, written, weights, read)
+            yield from self._epilogue.steps(sums, y[i], None if residual is None else residual[i])
+
+
+def _accumulate(sums: Array, weights: Array, x: Array) -> None:
+    sums += np.matmul(weights, x.reshape(*x.shape[:2], -1)).reshape(sums.shape)
 
 
 @dataclass(frozen=True)

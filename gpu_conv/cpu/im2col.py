@@ -7,6 +7,7 @@ of the staged image and multiplied while they lie in the cache. The copy is boun
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from itertools import product
 from math import prod
 from typing import Any
@@ -16,7 +17,7 @@ from numpy.lib.stride_tricks import as_strided
 
 from ..problem import ConvProblem
 from .epilogue import Epilogue
-from .prepared import Prepared, not_a_gemm
+from .prepared import Prepared, Step, not_a_gemm
 from .scratch import Array, Workspace
 from .staging import Staging
 from .views import channels_are_last, merged, windows_of_runs
@@ -56,11 +57,11 @@ class Im2col(Prepared):
     def workspace_bytes(self) -> int:
         return self._workspace.nbytes
 
-    def _run(self, x: Array, y: Array, residual: Array | None, zero_point: Array | None) -> None:
+    def _steps(self, x: Array, y: Array, residual: Array | None, zero_point: Array | None) -> Iterator[Step]:
         staged, columns, scratch = self._workspace()
         direct = self._in_place(y, residual)
         for i in range(self.problem.batch):
-            image = self._staging(x, i, staged, zero_point)[0]
+            image = (yield from self._staging.steps(x, i, staged, zero_point))[0]
             for g, epilogue in enumerate(self._epilogues):
                 windows = self._windows(image[..., g, :] if self._last else image[g])
                 target = self._group(y, i, g)
@@ -72,8 +73,8 @@ class Im2col(Prepared):
                     if products is None:
                         sums = scratch[: block.size].reshape(block.shape)
                         products = self._matrix(sums)
-                    self._multiply(windows, box, g, columns, products)
-                    epilogue(sums, block, None if rest is None else rest[self._cut(box)])
+                    yield from self._multiply(windows, box, g, columns, products)
+                    yield from epilogue.steps(sums, block, None if rest is None else rest[self._cut(box)])
 
     def _group(self, y: Array, i: int, g: int) -> Array:
         """Outputs of a group in image i: ``(*out_spatial, o)`` with channels last, else ``(o, *out_spatial)``."""
@@ -95,15 +96,15 @@ class Im2col(Prepared):
         shape = (len(image), *p.filter, *p.out_spatial)
         return as_strided(image, shape, (image.strides[0], *taps, *steps))
 
-    def _multiply(self, windows: Array, box: Box, g: int, columns: Array, products: Any) -> None:
+    def _multiply(self, windows: Array, box: Box, g: int, columns: Array, products: Any) -> Iterator[Step]:
         taps = self.problem.taps
         window = windows[box if self._last else (slice(None),) * (1 + self.problem.rank) + box]
         block = columns[: products.size // self.problem.out_per_group * taps]
-        np.copyto(block.view(window.dtype).reshape(window.shape), window)
+        yield partial(np.copyto, block.view(window.dtype).reshape(window.shape), window)
         if self._last:
-            np.matmul(block.reshape(-1, taps), self._weights[g], out=products)
+            yield partial(np.matmul, block.reshape(-1, taps), self._weights[g], out=products)
         else:
-            np.matmul(self._weights[g], block.reshape(taps, -1), out=products)
+            yield partial(np.matmul, self._weights[g], block.reshape(taps, -1), out=products)
 
     def _matrix(self, block: Array) -> Array | None:
         """A block as ``(pixels, o)`` or ``(o, pixels)`` that BLAS can write, or None."""

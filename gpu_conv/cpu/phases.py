@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from ..problem import ConvProblem, Tensor
-from .prepared import Prepared
+from .prepared import Prepared, Step
 from .scratch import Array
 from .views import cut
 
@@ -49,10 +49,10 @@ class Phases(Prepared):
     def workspace_bytes(self) -> int:
         return max(part.workspace_bytes for _, part in self._parts)
 
-    def _run(self, x: Array, y: Array, residual: Array | None, zero_point: Array | None) -> None:
+    def _steps(self, x: Array, y: Array, residual: Array | None, zero_point: Array | None) -> Iterator[Step]:
         for outputs, part in self._parts:
             rest = None if residual is None else cut(residual, outputs)
-            part._run(x, cut(y, outputs), rest, zero_point)
+            yield from part._steps(x, cut(y, outputs), rest, zero_point)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -9,9 +11,9 @@ import numpy as np
 
 from ..problem import ConvProblem
 from .epilogue import Epilogue
-from .prepared import Prepared, not_a_gemm
+from .prepared import Prepared, Step, not_a_gemm
 from .scratch import Array, Workspace
-from .staging import copy
+from .staging import copying
 from .views import channels_are_last, cut, merged, working_order
 
 BLOCK = 1 << 17  # output elements of a block: bias and activation find it in the L2 cache (20 % of 112x112x96)
@@ -59,7 +61,7 @@ class Pointwise(Prepared):
     def workspace_bytes(self) -> int:
         return self._workspace.nbytes
 
-    def _run(self, x: Array, y: Array, residual: Array | None, zero_point: Array | None) -> None:
+    def _steps(self, x: Array, y: Array, residual: Array | None, zero_point: Array | None) -> Iterator[Step]:
         if self._read is not None:
             x = cut(x, self._read)
         if not self.problem.rank:
@@ -78,21 +80,20 @@ class Pointwise(Prepared):
             pixels = None if convert else self._matrices(source)
             if pixels is None or not (_unit(pixels, 1) or _unit(pixels, 2)):
                 block = work[: source.size].reshape(source.shape)
-                copy(block, source, zero_point, self._last)
+                yield from copying(block, source, zero_point, self._last)
                 pixels = self._matrices(block)
             products, sums = self._matrices(target) if direct else None, target
             if products is None or not _unit(products, 2):
                 sums = scratch[: target.size].reshape(target.shape)
                 products = self._matrices(sums)
-            self._multiply(pixels, products)
-            self._epilogue(sums, target, None if residual is None else residual[part])
+            yield self._multiply(pixels, products)
+            yield from self._epilogue.steps(sums, target, None if residual is None else residual[part])
 
-    def _multiply(self, pixels: Any, products: Any) -> None:
+    def _multiply(self, pixels: Any, products: Any) -> Step:
         left, right = (pixels, self._weights) if self._last else (self._weights, pixels)
         if self.problem.groups == 1:
-            np.matmul(left[0], right[0], out=products[0])
-        else:
-            np.matmul(left, right, out=products)
+            return partial(np.matmul, left[0], right[0], out=products[0])
+        return partial(np.matmul, left, right, out=products)
 
     def _matrices(self, block: Array) -> Array | None:
         """One matrix per group: ``(g, pixels, c)`` with channels last, else ``(g, c, pixels)``; None if not a view."""

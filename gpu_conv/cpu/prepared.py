@@ -3,12 +3,34 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
 
 from ..problem import ConvProblem
-from .scratch import Array
+from .scratch import Array, thread_block
+
+Step = Callable[[], object]
+
+
+class Bound:
+    """One run with its arrays. Calling it computes; one thread at a time, for they would write the same ``y``."""
+
+    def __init__(self, steps: Callable[[], Iterator[Step]]) -> None:
+        self._make = steps
+        self._known: tuple[Array | None, list[Step]] = None, []
+
+    def __call__(self) -> None:
+        """Compute ``y`` from what is in ``x`` now."""
+        block, steps = self._known
+        if block is not thread_block():
+            steps = list(self._make())
+            self._known = thread_block(), steps
+        with np.errstate(all="ignore"):
+            for step in steps:
+                step()
 
 
 class Prepared(ABC):
@@ -49,12 +71,23 @@ class Prepared(ABC):
             residual: added before the activation, shaped like ``y``; may be ``y`` itself.
             x_zero_point: the integer to subtract from ``x``; wanted exactly if ``problem.x_zero_point``.
         """
-        zero_point = np.asarray(x_zero_point, np.int32).reshape(()) if self.problem.x_zero_point else None
         with np.errstate(all="ignore"):  # Inf and NaN are data here, and integers wrap
-            self._run(x, y, residual, zero_point)
+            for step in self._steps(x, y, residual, self._zero_point(x_zero_point)):
+                step()
+
+    def bind(self, x: Array, y: Array, residual: Array | None = None, x_zero_point: Array | int | None = None) -> Bound:
+        """:meth:`run` for arrays that stay where they are: the views of them are made once, not in every call.
+
+        Saves 20 to 40 us per call, a quarter of the time of MobileNetV2. The result keeps the arrays alive.
+        """
+        return Bound(partial(self._steps, x, y, residual, self._zero_point(x_zero_point)))
+
+    def _zero_point(self, value: Array | int | None) -> Array | None:
+        return np.asarray(value, np.int32).reshape(()) if self.problem.x_zero_point else None
 
     @abstractmethod
-    def _run(self, x: Array, y: Array, residual: Array | None, zero_point: Array | None) -> None: ...
+    def _steps(self, x: Array, y: Array, residual: Array | None, zero_point: Array | None) -> Iterator[Step]:
+        """What a run does, in order: calls without arguments, each on views of operands and of the workspace."""
 
     def _in_place(self, y: Array, residual: Array | None) -> bool:
         """Whether sums may be collected in y itself."""

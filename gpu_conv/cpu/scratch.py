@@ -29,6 +29,11 @@ class _Arena(threading.local):
 _arena = _Arena()
 
 
+def thread_block() -> Array:
+    """The calling thread's block; another object once it had to grow."""
+    return _arena.block
+
+
 class Workspace(Generic[Frame]):
     """The working arrays of one layer, in the block of the calling thread.
 

@@ -5,23 +5,26 @@ Only what the outputs read is staged. Where nothing has to be padded or converte
 
 from __future__ import annotations
 
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from ..problem import ConvProblem
+from .prepared import Step
 from .scratch import Array, Spec
 from .views import cut, working_order
 
 
-def copy(goal: Array, source: Array, zero_point: Array | None, channels_last: bool) -> None:
-    """``source - zero_point`` in the dtype of ``goal``; both in working order."""
+def copying(goal: Array, source: Array, zero_point: Array | None, channels_last: bool) -> Iterator[Step]:
+    """``goal = source - zero_point`` in the dtype of ``goal``; both in working order."""
     if not channels_last and goal.ndim > 3 and _gathers(goal, source):
         for row in range(goal.shape[2]):
-            _copy(goal[:, :, row], source[:, :, row], zero_point)
+            yield _copy(goal[:, :, row], source[:, :, row], zero_point)
     else:
-        _copy(goal, source, zero_point)
+        yield _copy(goal, source, zero_point)
 
 
 def _gathers(goal: Array, source: Array) -> bool:
@@ -30,11 +33,10 @@ def _gathers(goal: Array, source: Array) -> bool:
     return channels >= 16 and goal.shape[-1] > 1 and abs(source.strides[-1]) > source.itemsize
 
 
-def _copy(goal: Array, source: Array, zero_point: Array | None) -> None:
+def _copy(goal: Array, source: Array, zero_point: Array | None) -> Step:
     if zero_point is None:
-        np.copyto(goal, source, casting="unsafe")
-    else:
-        np.subtract(source, zero_point, out=goal, dtype=goal.dtype, casting="unsafe")
+        return partial(np.copyto, goal, source, casting="unsafe")
+    return partial(np.subtract, source, zero_point, out=goal, dtype=goal.dtype, casting="unsafe")
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,7 @@ class Staging:
         """Working memory and its views."""
         return Staged(work, [self._part(work[p], p) for p in range(self._phases)] if work.ndim > 1 else [])
 
-    def __call__(self, x: Array, i: int, staged: Staged, zero_point: Array | None) -> Array:
+    def steps(self, x: Array, i: int, staged: Staged, zero_point: Array | None) -> Generator[Step, None, Array]:
         """Image i of the batch x ``(n, g, c, *spatial)``: x itself where possible, else ``staged.work`` filled.
 
         Returns:
@@ -128,8 +130,8 @@ class Staging:
                 return view[np.newaxis]
         for read, interior, around in staged.parts:
             for border in around:
-                border.fill(0)
-            copy(interior, working_order(cut(image, read), self._last), zero_point, self._last)
+                yield partial(border.fill, 0)
+            yield from copying(interior, working_order(cut(image, read), self._last), zero_point, self._last)
         return staged.work
 
     def _is_dense(self, view: Array) -> bool:

@@ -1,0 +1,265 @@
+"""Tiles of ``kernels/conv_tile.cu``, and the model that chooses among them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from math import ceil
+
+from ..launch import Target
+
+
+@dataclass(frozen=True)
+class Tile:
+    """The template ``Tile``: what one block computes.
+
+    Attributes:
+        images, row_strips, column_strips: strips of 8 columns x ``bars`` rows; a warp owns two.
+        bars: rows of a strip.
+        units: groups, or chunks of small groups, of one block.
+        chunks: of 8 input channels of a unit fetched at a time.
+        unit_tiles: tiles of 8 outputs of each unit.
+        warps_n: warps that share the outputs.
+        stages: slabs in the ring.
+        resident: whether the filter stays in shared memory.
+        along_row: whether strips continue along the row instead of down the column.
+    """
+
+    images: int
+    row_strips: int
+    column_strips: int
+    bars: int
+    units: int
+    chunks: int
+    unit_tiles: int
+    warps_n: int
+    stages: int
+    resident: bool
+    along_row: bool = False
+
+    @property
+    def warps(self) -> int:
+        return self.images * self.row_strips * self.column_strips // 2 * self.warps_n
+
+    @property
+    def threads(self) -> int:
+        return self.warps * 32
+
+    @property
+    def rows(self) -> int:
+        """Output rows."""
+        return 1 if self.along_row else self.row_strips * self.bars
+
+    @property
+    def columns(self) -> int:
+        """Output columns."""
+        return self.column_strips * 8 * (self.bars if self.along_row else 1)
+
+    @property
+    def warp_tiles(self) -> int:
+        """Tiles of 8 outputs of one warp, of all its units."""
+        return self.units * self.unit_tiles // self.warps_n
+
+    def cpp(self, blocks: int) -> str:
+        """The template argument, for ``blocks`` blocks per multiprocessor."""
+        numbers = (self.images, self.row_strips, self.column_strips, self.bars, self.units, self.chunks)
+        more = (self.unit_tiles, self.warps_n, self.stages, int(self.resident), int(self.along_row), blocks)
+        return f"Tile<{', '.join(map(str, (*numbers, *more)))}>"
+
+
+@dataclass(frozen=True)
+class Demand:
+    """One convolution, as far as the choice of a tile depends on it. Pairs are rows and columns.
+
+    Attributes:
+        images: batch.
+        sizes, out, filter, strides, dilations: as in the problem.
+        units: sets of outputs that share input channels.
+        unit_chunks, unit_outputs: chunks of 8 input channels and outputs of each.
+        sharing: groups in one chunk of 8 channels.
+        y_size: bytes per output element.
+        residual: whether a tensor like the output is read as well.
+    """
+
+    images: int
+    sizes: tuple[int, int]
+    out: tuple[int, int]
+    filter: tuple[int, int]
+    strides: tuple[int, int]
+    dilations: tuple[int, int]
+    units: int
+    unit_chunks: int
+    unit_outputs: int
+    sharing: int
+    y_size: int
+    residual: bool
+
+    @property
+    def taps(self) -> int:
+        return self.filter[0] * self.filter[1]
+
+    def tiles(self, tile: Tile) -> tuple[int, int, int]:
+        """Tiles down a column, along a row, and in all."""
+        rows, columns = ceil(self.out[0] / tile.rows), ceil(self.out[1] / tile.columns)
+        return rows, columns, rows * columns * ceil(self.images / tile.images)
+
+    def parts(self, tile: Tile) -> int:
+        """Blocks that share the outputs of a unit."""
+        return ceil(self.unit_outputs / (tile.unit_tiles * 8))
+
+    def slabs(self, tile: Tile) -> int:
+        """Slabs of the input channels."""
+        return ceil(self.unit_chunks / tile.chunks)
+
+    def channel_blocks(self, tile: Tile) -> int:
+        """Blocks for one tile of pixels."""
+        return ceil(self.units / tile.units) * self.parts(tile)
+
+    def input_pixels(self, tile: Tile) -> tuple[int, int]:
+        """Rows and columns of the input under a tile."""
+        axes = zip((tile.rows, tile.columns), self.strides, self.filter, self.dilations, strict=True)
+        rows, columns = ((n - 1) * s + (k - 1) * d + 1 for n, s, k, d in axes)
+        return rows, ceil(columns / self.strides[1]) * self.strides[1]
+
+    def input_bytes(self, tile: Tile) -> int:
+        """Shared memory of one slab of pixels."""
+        rows, columns = self.input_pixels(tile)
+        return tile.images * rows * columns * (tile.units * tile.chunks | 1) * 16
+
+    def filter_bytes(self, tile: Tile) -> int:
+        """Shared memory of one slab of the filter."""
+        return tile.units * tile.unit_tiles * 8 * (self.taps * tile.chunks | 1) * 16
+
+    def shared_bytes(self, tile: Tile) -> int:
+        """Dynamic shared memory of a block, as ``kernels/conv_tile.cu`` divides it."""
+        bias = ceil(tile.units * tile.unit_tiles * 32 / 128) * 128
+        staging = tile.warps * 16 * (ceil(tile.warp_tiles * 8 * self.y_size / 16) | 1) * 16
+        ring = tile.stages * self.input_bytes(tile)
+        return bias + staging + ring + self.filter_bytes(tile) * (self.slabs(tile) if tile.resident else tile.stages)
+
+    def registers(self, tile: Tile) -> int:
+        """Estimate per thread: sums, the filter of one step, two operands of the input, addresses."""
+        unit = tile.warp_tiles if tile.units == 1 else tile.unit_tiles
+        return 4 * tile.bars * tile.warp_tiles + 2 * self.filter[0] * unit + 60
+
+    def blocks(self, tile: Tile, target: Target) -> int:
+        """Blocks of the tile that one multiprocessor holds; 0 if it does not fit."""
+        shared = self.shared_bytes(tile)
+        if shared > target.shared_per_block or self.registers(tile) > 255:
+            return 0
+        registers = ceil(self.registers(tile) / 8) * 8
+        threads = 1536 if target.capability in (86, 89, 120) else 2048
+        by_shared = (target.shared_per_block + 1024) // (shared + 1024)
+        return min(by_shared, 65536 // (registers * tile.threads), threads // tile.threads)
+
+    def workers(self, tile: Tile, target: Target) -> int:
+        """Blocks that share the pixel tiles of one block of channels: together they fill the device once."""
+        slots = target.multiprocessors * self.blocks(tile, target)
+        return min(self.tiles(tile)[2], max(1, slots // self.channel_blocks(tile)))
+
+
+# Strips of a tile (images, rows, columns): 1, 2, 4 or 7 warps' worth of pixels.
+_STRIPS = (
+    (1, 1, 2), (1, 2, 1), (1, 2, 2), (1, 1, 4), (1, 4, 1), (1, 4, 2), (1, 2, 4), (1, 8, 1), (1, 1, 8),
+    (2, 1, 1), (2, 1, 2), (2, 2, 1), (4, 1, 1), (4, 1, 2), (8, 1, 1), (4, 2, 1),
+)  # fmt: skip
+_BARS = (4, 7)
+
+
+def candidates(d: Demand) -> Iterator[Tile]:
+    """Every tile worth a prediction."""
+    for strips in _strips(d):
+        for bars in _BARS:
+            for units, chunks, unit_tiles, warps_n in _channels(d):
+                whole = chunks >= d.unit_chunks
+                for stages in (2, 3, 4):
+                    for resident in (True, False) if not whole or units == 1 else (True,):
+                        along = d.filter[0] == 1 and d.out[0] == 1
+                        yield Tile(*strips, bars, units, chunks, unit_tiles, warps_n, stages, resident, along)
+
+
+def _strips(d: Demand) -> Iterator[tuple[int, int, int]]:
+    for images, rows, columns in _STRIPS:
+        if d.filter[0] == 1 and d.out[0] == 1:
+            fits = images == 1 and rows == 1
+        else:
+            fits = images == 1 or (rows * 7 >= d.out[0] and columns * 8 >= d.out[1] and images <= 2 * d.images)
+        if fits:
+            yield images, rows, columns
+
+
+def _channels(d: Demand) -> Iterator[tuple[int, int, int, int]]:
+    """Units, chunks of a slab, tiles of 8 outputs of a unit, warps that share them."""
+    unit_tiles = ceil(d.unit_outputs / 8)
+    if unit_tiles <= 4 and d.unit_chunks <= 4 and d.units > 1:
+        for warp_units in {1, 2, 4}:
+            for warps_n in (1, 2, 4):
+                units = warp_units * warps_n
+                if warp_units * unit_tiles <= 4 and 1 < units < 2 * d.units and units * d.unit_chunks <= 16:
+                    yield units, d.unit_chunks, unit_tiles, warps_n
+        if d.sharing == 1:
+            yield 1, d.unit_chunks, unit_tiles, 1
+        return
+    for chunks in sorted({c for c in (1, 2, 3, 4, 6, 8) if d.unit_chunks % c == 0} | {min(d.unit_chunks, 4)}):
+        for tiles in (1, 2, 3, 4, 6, 8):
+            for warps_n in (1, 2, 4, 8):
+                if d.sharing == 1 or (chunks == 1 and unit_tiles <= tiles * warps_n):
+                    if (tiles * (warps_n - 1)) < unit_tiles:
+                        yield 1, chunks, tiles * warps_n, warps_n
+
+
+@lru_cache(maxsize=1024)
+def choose(d: Demand, target: Target) -> Tile | None:
+    """The tile with the shortest predicted time, None if none fits."""
+    fitting = [tile for tile in candidates(d) if d.blocks(tile, target)]
+    return min(fitting, key=lambda tile: clocks(d, tile, target), default=None)
+
+
+# Rates of one multiprocessor per clock, as in ``pointwise_tiles``: an H100 at 1.755 GHz.
+_DRAM, _L2 = 12.9, 32.0  # bytes, with all multiprocessors at work: 2983 GB/s copied, 7.5 TB/s
+_PRODUCT = 1.46  # clocks of one 16 x 8 x 16 mma.sync: 651 TFLOP/s
+_ISSUE = 4 * 0.8  # instructions of warps
+_SECOND = 0.15  # how much of what does not bind adds to what binds
+_FLIGHT = 40 * 1024  # bytes under way that hide the latency of device memory
+_LATENCY, _BARRIER = 1500, 120  # clocks: first slab and epilogue; each slab
+
+
+def clocks(d: Demand, tile: Tile, target: Target) -> float:
+    """Predicted duration in clocks of the busiest multiprocessor."""
+    blocks, (_, _, tiles) = d.blocks(tile, target), d.tiles(tile)
+    workers, channel_blocks = d.workers(tile, target), d.channel_blocks(tile)
+    rounds = ceil(tiles / workers)
+    together = min(blocks, ceil(workers * channel_blocks / target.multiprocessors))
+    terms = _terms(d, tile, together)
+    busy = max(terms) + _SECOND * (sum(terms) - max(terms))
+    waves = ceil(workers * channel_blocks / (target.multiprocessors * blocks))
+    latency = d.slabs(tile) * _BARRIER * 2 + _LATENCY
+    filter_load = d.filter_bytes(tile) * d.slabs(tile) / _L2 * together if tile.resident else 0
+    return waves * (_LATENCY + filter_load + rounds * max(latency, together * busy))
+
+
+def _terms(d: Demand, tile: Tile, together: int) -> tuple[float, ...]:
+    """Clocks of one tile: device memory, L2 cache, products, shared memory, instructions."""
+    row_tiles, column_tiles, tiles = d.tiles(tile)
+    slabs, warp_tiles = d.slabs(tile), tile.warp_tiles
+    in_rows, in_columns = d.input_pixels(tile)
+    channels = min(tile.units, d.units) * d.unit_chunks * 16
+    outputs = min(tile.units * min(tile.unit_tiles * 8, d.unit_outputs), d.units * d.unit_outputs)
+    moved = d.images * d.sizes[0] * d.sizes[1] / tiles * channels / d.parts(tile)
+    loaded = tile.images * min(in_rows, d.sizes[0]) * min(in_columns, d.sizes[1]) * channels
+    written = d.images * d.out[0] * d.out[1] / tiles * outputs * d.y_size * (2 if d.residual else 1)
+    weights = 0 if tile.resident else slabs * d.filter_bytes(tile)
+    flight = together * (tile.stages - 1) * d.input_bytes(tile)
+    dram = (moved + written) / _DRAM * max(1.0, _FLIGHT / flight)
+    unit_tiles = tile.unit_tiles if tile.units > 1 else warp_tiles
+    per_row = d.filter[1] * tile.chunks  # chunks of k of one filter row
+    steps = slabs * ceil(per_row / 2) * (tile.units // tile.warps_n if tile.units > 1 else 1)
+    products = tile.warps * slabs * d.filter[0] * per_row / 2 * tile.bars * warp_tiles
+    inputs = tile.bars if tile.along_row else (tile.bars - 1) * d.strides[0] + (d.filter[0] - 1) * d.dilations[0] + 1
+    reads = tile.warps * steps * (4 * inputs + 2 * d.filter[0] * unit_tiles)
+    staged = tile.images * in_rows * in_columns * tile.units * d.unit_chunks * 16 + weights
+    stored = tile.warps * tile.bars * warp_tiles
+    shared = reads + staged / 128 + stored * 4 * d.y_size / 2
+    instructions = products + reads / 4 + staged / 16 / 32 * 9 + stored * 18 + tile.warps * slabs * 60
+    return dram, (loaded + written + weights) / _L2, products * _PRODUCT, shared, instructions / _ISSUE
