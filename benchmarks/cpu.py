@@ -4,8 +4,8 @@
 
 Every thread count is a process of its own: BLAS reads its number of threads when it is loaded. Within a process the
 contestants take turns, round by round, so that other programs on the machine disturb all of them alike; a row shows
-medians over the rounds and their ratio: of processor time with one thread, of wall-clock time with several. Each contestant has its own layout: onnxruntime gets NCHW arrays. Both calls
-are complete: output allocation, padding, bias.
+medians over the quieter half of the rounds: of processor time with one thread, of wall-clock time with several. Each
+contestant has its own layout: onnxruntime gets NCHW arrays. Calls are complete: output allocation, padding, bias.
 """
 
 from __future__ import annotations
@@ -136,19 +136,26 @@ def report(
         start = time.perf_counter()
         run()
         repeats[contestant] = max(2, int(PER_ROUND / (time.perf_counter() - start)))
-    times: dict[str, list[float]] = {contestant: [] for contestant in runs}
-    before, own, wall = machine(), time.process_time(), time.perf_counter()
+    laps: list[tuple[float, dict[str, float]]] = []  # of each round: what others used, and each contestant's median
     for _ in range(rounds):
-        for contestant, run in runs.items():
-            laps = [clock()]
-            for _ in range(repeats[contestant]):
-                run()
-                laps.append(clock())
-            times[contestant].append(median(b - a for a, b in pairwise(laps)) * 1e3)
-    elapsed = (time.perf_counter() - wall) * (os.cpu_count() or 1)
-    foreign = max(0.0, machine() - before - (time.process_time() - own)) / elapsed
-    row = {"kind": kind, "name": name, "ms": {c: median(t) for c, t in times.items()}}
-    print(json.dumps(row | {"strategy": strategy, "extra": extra >> 10, "foreign": foreign}), flush=True)
+        before, own, wall = machine(), time.process_time(), time.perf_counter()
+        times = {contestant: lap(run, repeats[contestant], clock) * 1e3 for contestant, run in runs.items()}
+        elapsed = (time.perf_counter() - wall) * (os.cpu_count() or 1)
+        foreign = (machine() - before - (time.process_time() - own)) / elapsed
+        laps.append((max(0.0, foreign), times))
+    laps.sort(key=lambda lap: lap[0])
+    quiet = laps[: (rounds + 1) // 2]
+    row = {"kind": kind, "name": name, "ms": {c: median(times[c] for _, times in quiet) for c in runs}}
+    print(json.dumps(row | {"strategy": strategy, "extra": extra >> 10, "foreign": quiet[-1][0]}), flush=True)
+
+
+def lap(run: Callable[[], object], repeats: int, clock: Callable[[], float]) -> float:
+    """Median seconds of some calls."""
+    marks = [clock()]
+    for _ in range(repeats):
+        run()
+        marks.append(clock())
+    return median(b - a for a, b in pairwise(marks))
 
 
 def machine() -> float:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from .families import Row, depthwise, direct, pointwise
+from .families import Row, depthwise, direct, pointwise, tile, toeplitz
 from .launch import CTYPES, Launch, Target
 from .problem import ConvProblem
 
-TABLE: tuple[Row, ...] = (*pointwise.ROWS, *depthwise.ROWS, *direct.ROWS)
+TABLE: tuple[Row, ...] = (*pointwise.ROWS, *toeplitz.ROWS, *depthwise.ROWS, *tile.ROWS, *direct.ROWS)
 
 
 def row(name: str) -> Row:

@@ -78,17 +78,22 @@ class Activation:
     def code(self) -> int:
         return CODES[self.name]
 
+    def limits(self, dtype: np.dtype[Any]) -> tuple[Any, Any] | None:
+        """The bounds of an activation that is a clip; scalars of ``dtype``: 6 times faster than maximum + minimum."""
+        if self.name != "clip" and self.name not in _BOUNDS:
+            return None
+        return _bounds(dtype, *_BOUNDS.get(self.name, (self.alpha, self.beta)))
+
     def __call__(self, v: Array, out: Array | None = None) -> Array:
         """Apply to an array of the accumulation dtype; NaN stays NaN. ``out`` may be ``v`` itself.
 
         Integer arrays take the activations of ``INTEGER_ACTIVATIONS`` only.
         """
         out = np.empty_like(v) if out is None else out
-        lo, hi = _BOUNDS.get(self.name, (self.alpha, self.beta))
+        limits = self.limits(v.dtype)
         with np.errstate(over="ignore", invalid="ignore"):
-            if self.name == "clip" or self.name in _BOUNDS:
-                # Scalar bounds of the array's own dtype: np.clip is then 6 times faster than maximum + minimum.
-                np.clip(v, *_bounds(v.dtype, lo, hi), out=out)
+            if limits:
+                np.clip(v, *limits, out=out)
             else:
                 out[...] = _FORMULAS[self.name](v, v.dtype.type(self.alpha), v.dtype.type(self.beta))
         return out

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from .arguments import Call
 from .launch import Launch, Target
+
+if TYPE_CHECKING:
+    from . import cpu
 
 DEVICES = ("cpu", "cuda", "emulator")
 
@@ -56,13 +60,29 @@ def prepare(call: Call, device: str, kernel: str | None = None) -> Run:
 
         if kernel is not None:
             raise ValueError(f"kernel={kernel!r} names a CUDA kernel; NumPy arrays need device='emulator' for it")
-        ready = cpu.prepare(problem, call.operands["w"], call.operands["bias"], call.operands["w_zero_point"])
-        return lambda o: ready.run(o["x"], o["y"], o["residual"], o["x_zero_point"])
+        w: Any = call.operands["w"]
+        return _OnCpu(cpu.prepare(problem, w, call.operands["bias"], call.operands["w_zero_point"]))
     from . import dispatch
 
     launch = dispatch.plan(problem, target(device), kernel)
     run = _cuda_run() if device == "cuda" else _emulator_run()
     return lambda operands: run(launch, operands)
+
+
+def bind(run: Run, operands: Mapping[str, Any]) -> Callable[[], None]:
+    """``run`` with its operands fixed, which the NumPy engine uses to look at them only once."""
+    return run.bind(operands) if isinstance(run, _OnCpu) else partial(run, operands)
+
+
+class _OnCpu:
+    def __init__(self, prepared: cpu.Prepared) -> None:
+        self._prepared = prepared
+
+    def __call__(self, o: Mapping[str, Any]) -> None:
+        self._prepared.run(o["x"], o["y"], o["residual"], o["x_zero_point"])
+
+    def bind(self, o: Mapping[str, Any]) -> Callable[[], None]:
+        return self._prepared.bind(o["x"], o["y"], o["residual"], o["x_zero_point"])
 
 
 def _cuda_run() -> Callable[[Launch, Mapping[str, Any]], None]:

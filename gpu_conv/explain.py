@@ -95,7 +95,7 @@ def explain(
           device   cpu
           -> depthwise_flat     chosen
           work     0.0369 MFLOP, at least 0.0167 MB moved
-          scratch  0.0292 MB
+          scratch  0.029 MB
     """
     arrays = [a if a is None or hasattr(a, "dtype") else np.empty(a, np.dtype(dtype)) for a in (x, w, bias)]
     call = prepare(*arrays, transposed=transposed, **options)

@@ -42,24 +42,41 @@ class Conv:
         self.options: dict[str, Any] = dict(options)
         self._device = self.options.pop("device", None)
         self._kernel = self.options.pop("kernel", None)
-        self._plans: dict[tuple[Any, ...], Callable[..., Array]] = {}
+        self._plans: dict[tuple[Any, ...], _Plan] = {}
         self._lock = threading.Lock()
 
     def __call__(self, x: Array, *, residual: Array | None = None, out: Array | None = None) -> Array:
         """The result as :func:`gpu_conv.conv` gives it, written into ``out`` if given."""
+        plan = self._plan(x, residual, out)
+        result = plan.result(x, out)
+        plan.run(plan.operands(x, residual, result))
+        return result
+
+    def bind(self, x: Array, *, residual: Array | None = None, out: Array | None = None) -> Callable[[], Array]:
+        """The call with its arrays fixed: every ``bound()`` reads what is in ``x`` by then, and returns the same array.
+
+        For programs that keep their arrays: on NumPy it saves 30 to 60 us per call. One thread at a time may use it.
+        """
+        plan = self._plan(x, residual, out)
+        result = plan.result(x, out)
+        bound = execute.bind(plan.run, plan.operands(x, residual, result))
+
+        def run() -> Array:
+            bound()
+            return result
+
+        return run
+
+    def _plan(self, x: Array, residual: Array | None, out: Array | None) -> _Plan:
         key = (_key(x), residual is not None and _key(residual), out is not None and _key(out))
         plan = self._plans.get(key)
         if plan is None:
-            plan = self._plan(key, x, residual, out)
-        return plan(x, residual, out)
-
-    def _plan(self, key: tuple[Any, ...], x: Array, residual: Array | None, out: Array | None) -> Callable[..., Array]:
-        call = prepare(x, self.w, self.bias, residual=residual, out=out, **self.options)
-        plan = _planned(call, execute.device_of(call.library, self._device), self._kernel)
-        with self._lock:
-            while len(self._plans) >= _LIMIT:
-                del self._plans[next(iter(self._plans))]
-            self._plans[key] = plan
+            call = prepare(x, self.w, self.bias, residual=residual, out=out, **self.options)
+            plan = _Plan(call, execute.device_of(call.library, self._device), self._kernel)
+            with self._lock:
+                while len(self._plans) >= _LIMIT:
+                    del self._plans[next(iter(self._plans))]
+                self._plans[key] = plan
         return plan
 
 
@@ -70,22 +87,25 @@ def _key(array: Any) -> tuple[Any, ...]:
     return (type(array), array.shape, array.strides, array.dtype, address(array) & 15)
 
 
-def _planned(call: Call, device: str, kernel: str | None) -> Callable[..., Array]:
-    shape, dtype = call.result.shape, call.result.dtype
-    empty = np.empty if call.library == "numpy" else type(call.result)
-    run = execute.prepare(call, device, kernel) if call.problem.y.size else lambda operands: None
-    fixed = {name: call.operands[name] for name in ("w", "bias", "x_zero_point", "w_zero_point")}
-    x_view, y_view, w = call.x_view, call.y_view, call.operands["w"]
+class _Plan:
+    """How one kind of arrays is convolved. Keeps nothing of the arrays but the filter and the bias."""
 
-    def plan(x: Array, residual: Array | None, out: Array | None) -> Array:
+    def __init__(self, call: Call, device: str, kernel: str | None) -> None:
+        self._shape, self._dtype = call.result.shape, call.result.dtype
+        self._empty = np.empty if call.library == "numpy" else type(call.result)
+        self.run: execute.Run = execute.prepare(call, device, kernel) if call.problem.y.size else lambda operands: None
+        self._fixed = {name: call.operands[name] for name in ("w", "bias", "x_zero_point", "w_zero_point")}
+        self._x_view, self._y_view = call.x_view, call.y_view
+
+    def result(self, x: Array, out: Array | None) -> Array:
+        """The array to write."""
         if out is None:
-            result = empty(shape, dtype)
-        elif overlap(out, x) or overlap(out, w):
+            return self._empty(self._shape, self._dtype)
+        if overlap(out, x) or overlap(out, self._fixed["w"]):
             raise ValueError("out must not share memory with x or w")
-        else:
-            result = out
-        seen = None if residual is None else y_view(residual)
-        run({**fixed, "x": x_view(x), "y": y_view(result), "residual": seen})
-        return result
+        return out
 
-    return plan
+    def operands(self, x: Array, residual: Array | None, result: Array) -> dict[str, Any]:
+        """The arrays in canonical axis order, by name."""
+        seen = None if residual is None else self._y_view(residual)
+        return {**self._fixed, "x": self._x_view(x), "y": self._y_view(result), "residual": seen}

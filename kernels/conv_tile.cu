@@ -106,6 +106,12 @@ DEVICE void multiply(Sums<TILE>& sums, uint32 pixels, uint32 filter, uint32 mask
     }
 }
 
+// Where an output goes, and how many bars below each other are inside the output.
+struct Place {
+    int64 offset;
+    int bars;
+};
+
 // visit(sum, column) for every sum of a unit; column: of the unit's outputs that the warp computes.
 template <class TILE, class Visit>
 DEVICE void for_each_sum(Sums<TILE>& sums, int lane, Visit visit) {
@@ -156,19 +162,19 @@ __global__ void __launch_bounds__(TILE::kThreads, TILE::kBlocks)
                                                               first_output, slab, p, thread);
         }
     }
-    int next_tile = worker, next_slab = 0;
+    Cursor next(worker, p);
+    int next_slab = 0;
     const auto fetch_next = [&](int stage) {
-        if (next_tile < p.tiles) {
+        if (next.image * TILE::kImages < p.images) {
             const uint32 to = ring + stage * L::kStageBytes;
             const int left = TILE::kUnits == 1 ? p.unit_chunks - next_slab * TILE::kChunks
                                                : (p.units - first_unit) * TILE::kChunks;
-            stage_pixels<T, F, TILE>(to, x + next_slab * TILE::kChunks * 8, left, position<TILE>(next_tile, p), p, warp,
-                                     lane);
+            stage_pixels<T, F, TILE>(to, x + next_slab * TILE::kChunks * 8, left, next, p, warp, lane);
             if constexpr (!TILE::kResident) {
                 stage_filter<T, F, TILE, kGroups, ACCESS::kWCopy>(to + L::kInputBytes, w, first_unit, first_output,
                                                                   next_slab, p, thread);
             }
-            if (++next_slab == p.slabs) next_slab = 0, next_tile += p.workers;
+            if (++next_slab == p.slabs) next_slab = 0, next.advance(p);
         }
         copy_commit();
     };
@@ -176,20 +182,20 @@ __global__ void __launch_bounds__(TILE::kThreads, TILE::kBlocks)
     for (int s = 0; s < TILE::kStages - 1; s++) fetch_next(s);
     __syncthreads();  // the bias is there
 
-    // Where strip s of this warp (0 or 1) lies in the tile.
-    const auto strip_image = [&](int s) { return (warp_m * 2 + s) / (TILE::kRowStrips * TILE::kColumnStrips); };
-    const auto strip_row = [&](int s) {
-        return TILE::kAlongRow ? 0 : (warp_m * 2 + s) / TILE::kColumnStrips % TILE::kRowStrips * TILE::kBars;
+    // Where strip s (0 or 1) of warp m lies in the tile.
+    const auto strip_image = [](int m, int s) { return (m * 2 + s) / (TILE::kRowStrips * TILE::kColumnStrips); };
+    const auto strip_row = [](int m, int s) {
+        return TILE::kAlongRow ? 0 : (m * 2 + s) / TILE::kColumnStrips % TILE::kRowStrips * TILE::kBars;
     };
-    const auto strip_column = [&](int s) {
-        return TILE::kAlongRow ? warp_m * TILE::kBars * 16 + s * 8 : (warp_m * 2 + s) % TILE::kColumnStrips * 8;
+    const auto strip_column = [](int m, int s) {
+        return TILE::kAlongRow ? m * TILE::kBars * 16 + s * 8 : (m * 2 + s) % TILE::kColumnStrips * 8;
     };
     // The lane's pixel of the first bar: lanes 0-7 and 16-23 in strip 0, the others in strip 1. Outputs lie
     // kStrideColumns columns apart, in neighbouring slots.
     const int strip = lane / 8 % 2;
     const int first_chunk = TILE::kUnits == 1 ? 0 : warp_n * TILE::kWarpUnits * TILE::kChunks;
-    const uint32 pixels = (strip_image(strip) * L::kRows + strip_row(strip) * F::kStrideRows) * L::kRowBytes +
-                          (strip_column(strip) + lane % 8) * L::kPixelBytes + first_chunk * 16;
+    const uint32 pixels = (strip_image(warp_m, strip) * L::kRows + strip_row(warp_m, strip) * F::kStrideRows) * L::kRowBytes +
+                          (strip_column(warp_m, strip) + lane % 8) * L::kPixelBytes + first_chunk * 16;
     unsigned char* const staging = shared + kStagingAt + warp * 16 * kStagedBytes;
     const auto staged = [&](int pixel, int column) {
         return reinterpret_cast<Y*>(staging + pixel * kStagedBytes) + column;
@@ -198,7 +204,7 @@ __global__ void __launch_bounds__(TILE::kThreads, TILE::kBlocks)
 
     int stage = 0;
 #pragma unroll 1
-    for (int tile = worker; tile < p.tiles; tile += p.workers) {
+    for (Cursor at(worker, p); at.image * TILE::kImages < p.images; at.advance(p)) {
         Sums<TILE> sums[TILE::kWarpUnits];
         const auto clear = [&](Sums<TILE>& unit_sums, int u) {
             const float* const from = shared_bias + warp_n * kWarpOutputs + u * TILE::kWarpTiles * 8;
@@ -213,8 +219,9 @@ __global__ void __launch_bounds__(TILE::kThreads, TILE::kBlocks)
             return all + (warp_n * TILE::kTiles + u * TILE::kWarpTiles) * 8 * L::kLineBytes;
         };
         const auto pixels_of = [&](int u) { return ring + stage * L::kStageBytes + pixels + u * TILE::kChunks * 16; };
+        int slab = 0;
 #pragma unroll 1
-        for (int slab = 0; slab < p.slabs; slab++) {
+        do {  // there is at least one: the sums need not be kept for none
             if (slab > 0) stage = stage + 1 == TILE::kStages ? 0 : stage + 1;
             copy_wait<TILE::kStages - 2>();
             __syncthreads();
@@ -223,7 +230,7 @@ __global__ void __launch_bounds__(TILE::kThreads, TILE::kBlocks)
             for (int u = 0; u < TILE::kWarpUnits; u++) {
                 multiply<T, F, TILE, false>(sums[u], pixels_of(u), filter_of(slab, u), 0, lane);
             }
-        }
+        } while (++slab < p.slabs);
         if constexpr (kGroups > 1) {
             bool spread = false;
 #pragma unroll
@@ -255,20 +262,23 @@ __global__ void __launch_bounds__(TILE::kThreads, TILE::kBlocks)
         }
         stage = stage + 1 == TILE::kStages ? 0 : stage + 1;
 
-        const Position at = position<TILE>(tile, p);
-        // visit(element offset, whether it is an output) for `column` of the warp's outputs at pixel l of strip s of a bar.
-        const auto locate = [&](int bar, int s, int l, int column, int64 image_stride, int row_stride, int column_stride,
-                                auto visit) {
-            const int image = at.image + strip_image(s);
-            const int row = at.row + strip_row(s) + (TILE::kAlongRow ? 0 : bar);
-            const int pixel_column = at.column + strip_column(s) + (TILE::kAlongRow ? bar * 16 : 0) + l;
-            const int unit = first_unit + (TILE::kUnits == 1 ? 0 : warp_n * TILE::kWarpUnits + column / kUnitOutputs);
-            const int output = first_output + (TILE::kUnits == 1 ? warp_n * kWarpOutputs + column : column % kUnitOutputs);
+        // All places are computed here, or they would stay in registers while products are computed.
+        const int epilogue_lane = opaque(lane), epilogue_m = opaque(warp_m), epilogue_n = opaque(warp_n);
+        // Where `column` of the warp's outputs at pixel l of strip s of bar 0 goes, and how many bars are inside.
+        const auto place = [&](int s, int l, int column, int64 image_stride, int row_stride, int column_stride) {
+            const int image = at.image * TILE::kImages + strip_image(epilogue_m, s);
+            const int row = at.row * TILE::kRows + strip_row(epilogue_m, s);
+            const int pixel_column = at.column * TILE::kColumns + strip_column(epilogue_m, s) + l;
+            const int unit = first_unit + (TILE::kUnits == 1 ? 0 : epilogue_n * TILE::kWarpUnits + column / kUnitOutputs);
+            const int output = first_output + (TILE::kUnits == 1 ? epilogue_n * kWarpOutputs + column : column % kUnitOutputs);
             const bool inside = (image < p.images) & (row < p.out_rows) & (pixel_column < p.out_columns) &
                                 (unit < p.units) & (output < p.unit_outputs);
-            visit(image * image_stride + (row * row_stride + pixel_column * column_stride + unit * p.unit_outputs + output),
-                  inside);
+            const int bars = TILE::kAlongRow ? (p.out_columns - pixel_column + 15) / 16 : p.out_rows - row;
+            const int in_image = row * row_stride + pixel_column * column_stride + unit * p.unit_outputs + output;
+            return Place{image * image_stride + in_image, inside ? bars : 0};
         };
+        const int y_bar = TILE::kAlongRow ? 16 * p.y_column : p.y_row;
+        const int residual_bar = TILE::kAlongRow ? 16 * p.residual_column : p.residual_row;
 #pragma unroll
         for (int bar = 0; bar < TILE::kBars; bar++) {
             __syncwarp();  // the previous bar has left the staging
@@ -276,36 +286,36 @@ __global__ void __launch_bounds__(TILE::kThreads, TILE::kBlocks)
             for (int j = 0; j < TILE::kTiles; j++) {
 #pragma unroll
                 for (int s = 0; s < 2; s++) {
-                    const int column = j * 8 + lane % 4 * 2;
+                    const int column = j * 8 + epilogue_lane % 4 * 2;
                     float(&sum)[2] = sums[j / TILE::kWarpTiles].bar[bar][j % TILE::kWarpTiles][s];
                     if constexpr (ACCESS::kResidual) {
                         constexpr int kPair = ACCESS::kYBytes > int(sizeof(Y)) ? 2 : 1;
 #pragma unroll
                         for (int e = 0; e < 2; e += kPair) {
-                            locate(bar, s, lane / 4, column + e, p.residual_image, p.residual_row, p.residual_column,
-                                   [&](int64 offset, bool inside) {
-                                       if (!inside) return;
-                                       const Vector<Y, kPair> before = load<Y, kPair>(residual + offset);
+                            const Place from = place(s, epilogue_lane / 4, column + e, p.residual_image, p.residual_row,
+                                                     p.residual_column);
+                            if (bar < from.bars) {
+                                const auto before = load<Y, kPair>(residual + from.offset + bar * residual_bar);
 #pragma unroll
-                                       for (int i = 0; i < kPair; i++) sum[e + i] += element<float>(before, i);
-                                   });
+                                for (int i = 0; i < kPair; i++) sum[e + i] += element<float>(before, i);
+                            }
                         }
                     }
                     const float finished[2] = {epilogue.activate(sum[0]), epilogue.activate(sum[1])};
-                    store(staged(s * 8 + lane / 4, column), pack<Y>(finished));
+                    store(staged(s * 8 + epilogue_lane / 4, column), pack<Y>(finished));
                 }
             }
             __syncwarp();
-            constexpr int kUnitsOfPixel = kWarpOutputs / kStore, kStores = 16 * kUnitsOfPixel;
-#pragma unroll(kStore == 1 ? 1 : 8)
+            constexpr int kPixelStores = kWarpOutputs / kStore, kStores = 16 * kPixelStores;
+#pragma unroll(kStores > 256 ? 1 : 8)
             for (int i = 0; i < ceil_div(kStores, 32); i++) {
-                const int store_unit = i * 32 + lane, pixel = store_unit / kUnitsOfPixel;
-                const int column = store_unit % kUnitsOfPixel * kStore;
-                if (kStores % 32 && store_unit >= kStores) break;
-                locate(bar, pixel / 8, pixel % 8, column, p.y_image, p.y_row, p.y_column,
-                       [&](int64 offset, bool inside) {
-                           if (inside) store(y + offset, load<Y, kStore, false>(staged(pixel, column)));
-                       });
+                const int number = i * 32 + epilogue_lane, pixel = number / kPixelStores;
+                const int column = number % kPixelStores * kStore;
+                if (kStores % 32 && number >= kStores) break;
+                const Place to = place(pixel / 8, pixel % 8, column, p.y_image, p.y_row, p.y_column);
+                if (bar < to.bars) {
+                    store(y + to.offset + bar * y_bar, load<Y, kStore, false>(staged(pixel, column)));
+                }
             }
         }
     }

@@ -4,18 +4,43 @@
 
 // Strides in elements. A unit is what shares input channels: a group, or the groups of one chunk of 8 channels.
 struct ConvTileParams {
-    int64 x_image, y_image, residual_image;
-    int64 w_group, w_out, w_channel, w_row, w_column;
-    double alpha, beta;
-    int32 x_row, x_column, y_row, y_column, residual_row, residual_column;
-    int32 images, in_rows, in_columns, out_rows, out_columns, padding_rows, padding_columns;
-    int32 groups, in_per_group, out_per_group;
-    int32 units, unit_chunks, unit_outputs;     // chunks of 8 input channels and outputs of one unit
-    int32 parts;                                // blocks that share the outputs of a unit
-    int32 slabs;                                // of the input channels
-    int32 row_tiles, column_tiles, tiles;       // tiles: over images, rows and columns
-    int32 workers;                              // blocks that share the tiles of one block of channels
+    int64 x_image;
+    int64 y_image;
+    int64 residual_image;
+    int64 w_group;
+    int64 w_out;
+    int64 w_channel;
+    int64 w_row;
+    int64 w_column;
+    double alpha;
+    double beta;
+    int32 x_row;
+    int32 x_column;
+    int32 y_row;
+    int32 y_column;
+    int32 residual_row;
+    int32 residual_column;
+    int32 images;
+    int32 in_rows;
+    int32 in_columns;
+    int32 out_rows;
+    int32 out_columns;
+    int32 padding_rows;
+    int32 padding_columns;
+    int32 out_per_group;
+    int32 units;
+    int32 unit_chunks;   // of 8 input channels
+    int32 unit_outputs;
+    int32 parts;         // blocks that share the outputs of a unit
+    int32 slabs;         // of the input channels
+    int32 row_tiles;
+    int32 column_tiles;
+    int32 workers;       // blocks that share the tiles of one set of outputs
+    int32 step_images;   // workers tiles further on, in tiles along each axis
+    int32 step_rows;
+    int32 step_columns;
 };
+static_assert(sizeof(ConvTileParams) == 184, "gpu_conv/families/tile.py packs this struct");
 
 template <int ROWS, int COLUMNS, int STRIDE_ROWS, int STRIDE_COLUMNS, int DILATION_ROWS, int DILATION_COLUMNS>
 struct Filter {
@@ -70,42 +95,65 @@ struct Layout {
     }
 };
 
-// First image, row and column of an output tile.
-struct Position {
+// A tile of the output, counted in tiles; advance() goes to the next one of this worker without a division.
+struct Cursor {
     int image, row, column;
-};
 
-template <class TILE>
-DEVICE Position position(int tile, const ConvTileParams& p) {
-    const int across = tile / p.column_tiles, down = across / p.row_tiles;
-    return {down * TILE::kImages, (across - down * p.row_tiles) * TILE::kRows,
-            (tile - across * p.column_tiles) * TILE::kColumns};
-}
+    DEVICE Cursor(int tile, const ConvTileParams& p) {
+        const int across = tile / p.column_tiles;
+        image = across / p.row_tiles, row = across - image * p.row_tiles, column = tile - across * p.column_tiles;
+    }
+
+    DEVICE void advance(const ConvTileParams& p) {
+        column += p.step_columns;
+        const int next_row = column >= p.column_tiles;
+        column -= next_row * p.column_tiles;
+        row += p.step_rows + next_row;
+        const int next_image = row >= p.row_tiles;
+        row -= next_image * p.row_tiles;
+        image += p.step_images + next_image;
+    }
+};
 
 // Chunks [0, end) of 8 channels of every input pixel of a tile; zeros outside the image. A warp copies whole rows of the
 // tile (of a tile of one row, parts), neighbouring lanes neighbouring chunks.
 template <class T, class F, class TILE>
-DEVICE void stage_pixels(uint32 to, const T* x, int end, Position at, const ConvTileParams& p, int warp, int lane) {
+DEVICE void stage_pixels(uint32 to, const T* x, int end, Cursor at, const ConvTileParams& p, int warp, int lane) {
     typedef Layout<F, TILE> L;
+    lane = opaque(lane), warp = opaque(warp);      // or all of this would stay in registers while products are computed
     constexpr int kPixels = 32 / L::kPixelChunks;  // copied by a warp at once
-    constexpr int kSteps = ceil_div(L::kColumns, kPixels), kTileRows = TILE::kImages * L::kRows;
-    constexpr int kSplit = kTileRows == 1 ? TILE::kWarps : 1;
-    const int pixel = lane / L::kPixelChunks, chunk = lane % L::kPixelChunks;
-    const bool lane_active = (32 % L::kPixelChunks == 0) | (pixel < kPixels), lane_valid = chunk < end;
-    const int first_row = at.row * F::kStrideRows - p.padding_rows;
-    const int first_column = at.column * F::kStrideColumns - p.padding_columns;
-#pragma unroll 1
-    for (int row = warp / kSplit; row < kTileRows; row += TILE::kWarps / kSplit) {
-        const int image = at.image + row / L::kRows, in_row = first_row + row % L::kRows;
-        const bool row_valid = lane_valid & (image < p.images) & (uint32(in_row) < uint32(p.in_rows));
-        const T* const from = x + (image * p.x_image + int64(in_row) * p.x_row + int64(first_column) * p.x_column + chunk * 8);
-        const uint32 row_to = to + row * L::kRowBytes + chunk * 16;
+    constexpr int kTileRows = TILE::kImages * L::kRows, kSplit = kTileRows == 1 ? TILE::kWarps : 1;
+    constexpr int kSteps = ceil_div(ceil_div(L::kColumns, kPixels), kSplit);
+    const int pixel = (kSplit == 1 ? 0 : warp * kSteps * kPixels) + lane / L::kPixelChunks;
+    const int chunk = lane % L::kPixelChunks;
+    const bool lane_active = (32 % L::kPixelChunks == 0) | (lane / L::kPixelChunks < kPixels);
+    const int first_row = at.row * TILE::kRows * F::kStrideRows - p.padding_rows;
+    const int first_column = at.column * TILE::kColumns * F::kStrideColumns - p.padding_columns + pixel;
+    bool column_valid[kSteps];
 #pragma unroll
-        for (int step = 0; step < ceil_div(kSteps, kSplit); step++) {
-            const int column = (step * kSplit + warp % kSplit) * kPixels + pixel;
-            const bool valid = row_valid & (uint32(first_column + column) < uint32(p.in_columns));
-            copy_async_if(row_to + L::slot(column) * L::kPixelBytes, valid ? from + column * p.x_column : x, valid,
+    for (int i = 0; i < kSteps; i++) {
+        column_valid[i] = (uint32(first_column + i * kPixels) < uint32(p.in_columns)) & (chunk < end);
+    }
+    // Where a copy is not valid its address may lie anywhere: nothing is read.
+    const int64 row_bytes = int64(p.x_row) * sizeof(T), step_bytes = int64(p.x_column) * (kPixels * int(sizeof(T)));
+    const char* const tile = reinterpret_cast<const char*>(x + int64(at.image) * TILE::kImages * p.x_image +
+                                                           int64(first_column) * p.x_column + chunk * 8);
+    to += L::slot(pixel) * L::kPixelBytes + chunk * 16;
+#pragma unroll 1
+    for (int row = kSplit == 1 ? warp : 0; row < kTileRows; row += TILE::kWarps) {
+        const int image = TILE::kImages == 1 ? 0 : row / L::kRows, in_row = first_row + row - image * L::kRows;
+        const bool row_valid =
+            (uint32(in_row) < uint32(p.in_rows)) & (at.image * TILE::kImages + image < p.images);
+        const char* from = tile + in_row * row_bytes;
+        if constexpr (TILE::kImages > 1) from += image * p.x_image * int64(sizeof(T));
+#pragma unroll
+        for (int i = 0; i < kSteps; i++) {
+            const int column = i * kPixels + pixel;
+            const int slots = kPixels % F::kStrideColumns == 0 ? i * kPixels / F::kStrideColumns
+                                                               : L::slot(column) - L::slot(pixel);
+            copy_async_if(to + row * L::kRowBytes + slots * L::kPixelBytes, from, row_valid & column_valid[i],
                           lane_active & (column < L::kColumns));
+            from += step_bytes;
         }
     }
 }

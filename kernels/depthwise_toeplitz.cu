@@ -70,7 +70,7 @@ struct DepthwiseToeplitzParams {
         return channel / multiplier * residual_group + channel % multiplier * residual_multiplier;
     }
 };
-static_assert(sizeof(DepthwiseToeplitzParams) == 208, "the host packs this struct");
+static_assert(sizeof(DepthwiseToeplitzParams) == 200, "the host packs this struct");
 
 // How a warp walks down: an input row feeds output rows `kLive - 1` back to 0; a chunk is unrolled, so that the
 // rotation of the sums costs nothing, and is the unit of staging: at least 4 rows, so that memory is read in long runs.
@@ -92,18 +92,92 @@ DEVICE uint32 band_word(const X* row, int64 step, int32 tap, int32 taps) {
     return word;
 }
 
-// One row of a column block: which image, where in it.
-struct ToeplitzUnit {
-    int32 image, first_row, rows;  // output rows; 0 rows: nothing to compute
-    int32 column;
+// A stream: a band of one image.
+struct ToeplitzStream {
+    int32 image;
+    int32 first_row;  // of y
+    bool exists;
 
-    DEVICE ToeplitzUnit(const DepthwiseToeplitzParams& p, int32 group, int32 unit) {
-        const int32 stream = group * p.per_group + unit / p.blocks;
-        image = stream / p.bands;
-        first_row = stream % p.bands * p.band;
-        const bool live = unit < p.per_group * p.blocks && stream < p.streams;
-        rows = live ? min_of(p.band, p.out[0] - first_row) : 0;
-        column = (int32(blockIdx.y) * p.blocks + unit % p.blocks) * 8;
+    DEVICE ToeplitzStream(const DepthwiseToeplitzParams& p, int32 stream)
+        : image(stream), first_row(0), exists(stream < p.streams) {
+        if (p.bands > 1) image = stream / p.bands, first_row = (stream - image * p.bands) * p.band;
+    }
+};
+
+// Row `unit` of the products: a column block of one of the streams of a group.
+struct ToeplitzUnit {
+    int32 stream;  // in the group; kNone: nothing
+    int32 column;
+    static constexpr int32 kNone = 1 << 16;
+
+    DEVICE ToeplitzUnit(const DepthwiseToeplitzParams& p, int32 unit) : stream(unit / p.blocks) {
+        column = (int32(blockIdx.y) * p.blocks + unit - stream * p.blocks) * 8;
+        if (stream >= p.per_group) stream = kNone;
+    }
+
+    // Output rows that there are of a stream.
+    DEVICE int32 rows(const DepthwiseToeplitzParams& p, const ToeplitzStream& s) const {
+        return stream == kNone || !s.exists ? 0 : min_of(p.band, p.out[0] - s.first_row);
+    }
+};
+
+// What one lane copies of every row: the columns of x under the windows of the strip, VECTOR at a time, stream by
+// stream.
+template <class X, int VECTOR, int COPIES, int INPUTS>
+struct ToeplitzCopies {
+    static constexpr int kNone = -1;
+    int32 place[COPIES];  // stream * 2^16 + column, or kNone
+    uint32 destination[COPIES];
+    const X* source[COPIES];
+    int32 row[COPIES];
+
+    // ring: shared address of this warp's ring; window: column of x under its first column.
+    DEVICE ToeplitzCopies(const DepthwiseToeplitzParams& p, uint32 ring, int32 lane, int32 window, int32 width) {
+        const int32 from = max_of(window, 0), to = min_of(window + width, p.in[1]);
+        const int32 vectors = max_of(to - from, 0) / VECTOR;
+#pragma unroll
+        for (int c = 0; c < COPIES; c++) {
+            const int32 i = lane + 32 * c, stream = vectors ? i / vectors : p.per_group;
+            const int32 column = from + (i - stream * vectors) * VECTOR;
+            place[c] = stream < p.per_group ? stream << 16 | column : kNone;
+            destination[c] = ring + stream * p.stream_pitch + (column - window) * int(sizeof(X));
+        }
+    }
+
+    // Go to the first rows of a group of streams.
+    DEVICE void aim(const DepthwiseToeplitzParams& p, const X* x, int32 group, int32 stride) {
+#pragma unroll
+        for (int c = 0; c < COPIES; c++) {
+            const ToeplitzStream stream(p, group * p.per_group + (place[c] >> 16));
+            const int32 first = stream.first_row * stride - p.padding[0];
+            source[c] = x + stream.image * p.x_image + int64(first) * p.x_row + (place[c] & 0xffff);
+            row[c] = stream.exists ? first : p.in[0];  // a missing stream is read as zeros
+        }
+    }
+
+    // Start the copies of the next INPUTS rows to `slot` bytes behind the start of the ring.
+    DEVICE void copy(const DepthwiseToeplitzParams& p, uint32 slot, uint32 row_bytes) {
+#pragma unroll
+        for (int c = 0; c < COPIES; c++) {
+            if (place[c] == kNone) continue;
+            uint16 bits[INPUTS];  // VECTOR = 1: all loads before the first store
+#pragma unroll
+            for (int i = 0; i < INPUTS; i++) {
+                const X* from = source[c] + int64(i) * p.x_row;
+                const bool inside = uint32(row[c] + i) < uint32(p.in[0]);
+                if constexpr (VECTOR == 1) {
+                    bits[i] = inside ? uint16(load<X, 1>(from).word[0]) : uint16(0);
+                } else {
+                    copy_async<VECTOR* int(sizeof(X))>(destination[c] + slot + i * row_bytes, from, inside);
+                }
+            }
+            if constexpr (VECTOR == 1) {
+#pragma unroll
+                for (int i = 0; i < INPUTS; i++) shared_store_2(destination[c] + slot + i * row_bytes, bits[i]);
+            }
+            source[c] += int64(INPUTS) * p.x_row;
+            row[c] += INPUTS;
+        }
     }
 };
 
@@ -131,29 +205,32 @@ DEVICE void finish_pair(const float (&sum)[2], const Y* residual, Y* y, bool sec
 
 // The outputs of this lane in `count` rows from `first` on once more, tap by tap: padding and neighbours play no part.
 template <class X, class Y, int ROWS, int STRIDE, bool RESIDUAL, int ACT>
-DEVICE void exact_rows(const DepthwiseToeplitzParams& p, const X* x, const X* w, const Y* residual, Y* y, int32 group,
-                       int32 first, int32 count, float start, const Epilogue<ACT, float>& epilogue) {
+DEVICE void exact_rows(const DepthwiseToeplitzParams& p, const X* x, const X* w, const Y* residual, Y* y, int32 channel,
+                       int32 group, int32 first, int32 count, float start, const Epilogue<ACT, float>& epilogue) {
     const int32 lane = threadIdx.x % 32;
+    x += p.x_offset(channel), w += p.w_offset(channel), y += p.y_offset(channel);
+    if constexpr (RESIDUAL) residual += p.residual_offset(channel);
 #pragma unroll 1
     for (int i = 0; i < 4 * count; i++) {
-        const ToeplitzUnit unit(p, group, lane / 4 + i / 2 % 2 * 8);
+        const ToeplitzUnit unit(p, lane / 4 + i / 2 % 2 * 8);
+        const ToeplitzStream stream(p, group * p.per_group + unit.stream);
         const int32 column = unit.column + lane % 4 * 2 + i % 2;
-        if (uint32(first + i / 4) >= uint32(unit.rows) || column >= p.out[1]) continue;
-        const int32 row = unit.first_row + first + i / 4;
+        if (uint32(first + i / 4) >= uint32(unit.rows(p, stream)) || column >= p.out[1]) continue;
+        const int32 row = stream.first_row + first + i / 4;
         const int32 top = row * STRIDE - p.padding[0], left = column * STRIDE - p.padding[1];
         float sum = start;
 #pragma unroll 1
         for (int r = max_of(-top, 0); r < min_of(ROWS, p.in[0] - top); r++) {
-            const X* from = x + unit.image * p.x_image + int64(top + r) * p.x_row + left;
+            const X* from = x + stream.image * p.x_image + int64(top + r) * p.x_row + left;
 #pragma unroll 1
             for (int s = max_of(-left, 0); s < min_of(p.filter_columns, p.in[1] - left); s++) {
                 sum = fmaf(fetch<float>(from + s), fetch<float>(w + r * p.w_row + s * p.w_column), sum);
             }
         }
         if constexpr (RESIDUAL) {
-            sum += fetch<float>(residual + unit.image * p.residual_image + int64(row) * p.residual_row + column);
+            sum += fetch<float>(residual + stream.image * p.residual_image + int64(row) * p.residual_row + column);
         }
-        y[unit.image * p.y_image + int64(row) * p.y_row + column] = from_accumulator<Y>(epilogue.activate(sum));
+        y[stream.image * p.y_image + int64(row) * p.y_row + column] = from_accumulator<Y>(epilogue.activate(sum));
     }
 }
 
@@ -169,136 +246,94 @@ __global__ void __launch_bounds__(kToeplitzWarps * 32, MIN_BLOCKS)
     typedef ToeplitzWalk<ROWS, STRIDE> Walk;
     extern __shared__ __align__(16) unsigned char shared[];
 
-    const int32 lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-    const int32 channel = blockIdx.x % p.channels, member = channel % p.multiplier;
-    const int32 first_group =
-        (int32(blockIdx.x) / p.channels * kToeplitzWarps + int32(threadIdx.x) / 32) * p.groups_per_warp;
-    const int32 chunks = min_of(p.groups_per_warp, p.groups - first_group) * p.chunks;
-    if (chunks <= 0) return;
-    x += channel / p.multiplier * p.x_channel;
-    w += channel / p.multiplier * p.w_group + member * p.w_multiplier;
-    y += channel / p.multiplier * p.y_group + member * p.y_multiplier;
-    if constexpr (RESIDUAL) residual += channel / p.multiplier * p.residual_group + member * p.residual_multiplier;
+    const int32 warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+    const int32 channel = int32(blockIdx.x) % p.channels;
+    int32 group = (int32(blockIdx.x) / p.channels * kToeplitzWarps + warp) * p.groups_per_warp;
+    int32 left = min_of(p.groups_per_warp, p.groups - group) * p.chunks;
+    if (left <= 0) return;
 
-    const int32 row_bytes = p.per_group * p.stream_pitch, stage_bytes = Walk::kInputs * row_bytes;
-    unsigned char* const ring = shared + threadIdx.x / 32 * (STAGES * stage_bytes);
-    for (int32 i = lane * 16; i < STAGES * stage_bytes; i += 512)
-        *reinterpret_cast<uint4*>(ring + i) = make_uint4(0, 0, 0, 0);
+    const X* const whole_x = x;
+    Y* const whole_y = y;
+    const Y* const whole_residual = residual;
+    x += p.x_offset(channel), y += p.y_offset(channel);
+    if constexpr (RESIDUAL) residual += p.residual_offset(channel);
+
+    const uint32 row_bytes = p.per_group * p.stream_pitch, stage_bytes = Walk::kInputs * row_bytes;
+    const uint32 ring = shared_address(shared) + warp * STAGES * stage_bytes, last_slot = (STAGES - 1) * stage_bytes;
+    for (uint32 i = lane * 16; i < STAGES * stage_bytes; i += 512) shared_store_16(ring + i, {0, 0, 0, 0});
     __syncwarp();
 
-    // This lane's copies of a row: the columns of x under the strip's windows, VECTOR at a time, stream after stream.
     const int32 window = int32(blockIdx.y) * p.blocks * 8 * STRIDE - p.padding[1] - p.lead;
-    const int32 from = max_of(window, 0);
-    const int32 to = min_of(window + (p.blocks - 1) * 8 * STRIDE + STEPS * 16, p.in[1]);
-    const int32 vectors = max_of(to - from, 0) / VECTOR;
-    int32 copy_stream[COPIES], copy_column[COPIES];
-#pragma unroll
-    for (int c = 0; c < COPIES; c++) {
-        const int32 i = lane + 32 * c;
-        copy_stream[c] = vectors ? i / vectors : p.per_group;
-        copy_column[c] = vectors ? from + i % vectors * VECTOR : 0;
-    }
-    const X* source[COPIES];
-    int32 source_row[COPIES];
-    int32 staging_chunk = 0, staging_left = chunks, staging_group = first_group, staging_offset = 0;
-
-    auto stage_next = [&] {
-        if (staging_left > 0) {
-            if (staging_chunk == 0) {
-#pragma unroll
-                for (int c = 0; c < COPIES; c++) {
-                    const int32 stream = staging_group * p.per_group + copy_stream[c];
-                    const int32 row = stream % p.bands * p.band * STRIDE - p.padding[0];
-                    source[c] = x + stream / p.bands * p.x_image + int64(row) * p.x_row + copy_column[c];
-                    source_row[c] = stream < p.streams ? row : p.in[0];  // missing streams read zeros
-                }
-            }
-#pragma unroll
-            for (int c = 0; c < COPIES; c++) {
-                if (copy_stream[c] >= p.per_group) continue;
-                unsigned char* destination = ring + staging_offset + copy_stream[c] * p.stream_pitch +
-                                             (copy_column[c] - window) * int(sizeof(X));
-#pragma unroll
-                for (int i = 0; i < Walk::kInputs; i++) {
-                    const X* from = source[c] + i * p.x_row;
-                    const bool inside = uint32(source_row[c] + i) < uint32(p.in[0]);
-                    if constexpr (VECTOR == 1) {
-                        *reinterpret_cast<uint16*>(destination) = inside ? uint16(load<X, 1>(from).word[0]) : uint16(0);
-                    } else {
-                        copy_async<VECTOR* int(sizeof(X))>(shared_address(destination), from, inside);
-                    }
-                    destination += row_bytes;
-                }
-                source[c] += Walk::kInputs * p.x_row;
-                source_row[c] += source_row[c] >= p.in[0] ? 0 : Walk::kInputs;
-            }
-            staging_left--;
-            staging_offset = staging_offset == (STAGES - 1) * stage_bytes ? 0 : staging_offset + stage_bytes;
-            if (++staging_chunk == p.chunks) staging_chunk = 0, staging_group++;
-        }
-        copy_commit();
+    const int32 width = (p.blocks - 1) * 8 * STRIDE + STEPS * 16;
+    ToeplitzCopies<X, VECTOR, COPIES, Walk::kInputs> copies(p, ring, lane, window, width);
+    int32 copy_group = group, copy_chunk = 0;
+    auto copy_next = [&](uint32 slot) {
+        if (copy_chunk == 0) copies.aim(p, x, copy_group, STRIDE);
+        copies.copy(p, slot, row_bytes);
+        if (++copy_chunk == p.chunks) copy_chunk = 0, copy_group++;
     };
 #pragma unroll
-    for (int s = 0; s < STAGES - 1; s++) stage_next();
+    for (int s = 0; s < STAGES - 1; s++) {
+        if (s < left) copy_next(s * stage_bytes);
+        copy_commit();
+    }
 
     uint32 band[ROWS][STEPS][2];
 #pragma unroll
     for (int r = 0; r < ROWS; r++) {
 #pragma unroll
         for (int k = 0; k < 2 * STEPS; k++) {
-            band[r][k / 2][k % 2] =
-                band_word(w + r * p.w_row, p.w_column, 8 * k + 2 * t - STRIDE * g - p.lead, p.filter_columns);
+            band[r][k / 2][k % 2] = band_word(w + p.w_offset(channel) + r * p.w_row, p.w_column,
+                                              8 * k + 2 * t - STRIDE * g - p.lead, p.filter_columns);
         }
     }
     const float start = bias ? fetch<float>(bias + channel) : 0.0f;
     const Epilogue<ACT, float> epilogue(p.alpha, p.beta);
 
-    // Where this lane's line of a fragment lies in a row: 8 columns of one unit, low or high half of the k axis.
+    // Where the line of a fragment that this lane names lies in a row: one unit, low or high half of the k axis.
     const int32 line_unit = lane % 16 < p.per_group * p.blocks ? lane % 16 : 0;
-    const uint32 line = shared_address(ring) + line_unit / p.blocks * p.stream_pitch +
-                        line_unit % p.blocks * (16 * STRIDE) + lane / 16 * 16;
+    const uint32 line =
+        ring + line_unit / p.blocks * p.stream_pitch + line_unit % p.blocks * (16 * STRIDE) + lane / 16 * 16;
     auto load_row = [&](uint32(&a)[STEPS][4], uint32 address) {
 #pragma unroll
         for (int s = 0; s < STEPS; s++) ldmatrix_x4(a[s], address + 32 * s);
     };
 
-    float sum[Walk::kLive][2][2];  // output row, unit g or g + 8, column
+    const ToeplitzUnit units[2] = {{p, g}, {p, g + 8}};
+    float sum[Walk::kLive][2][2];  // output row; unit g or g + 8; column
     const Y* residual_row[2] = {residual, residual};
     Y* y_row[2];
     int32 rows[2];
-    bool second[2];
-    int32 offset = 0, group = first_group, chunk = 0;
-    for (int32 left = chunks; left > 0; left--) {
+    uint32 slot = 0;
+    for (int32 chunk = 0; left > 0; left--) {
         if (chunk == 0) {
 #pragma unroll
             for (int half = 0; half < 2; half++) {
-                const ToeplitzUnit unit(p, group, g + 8 * half);
-                const int32 column = unit.column + 2 * t;
-                rows[half] = column < p.out[1] ? unit.rows : 0;
-                second[half] = column + 1 < p.out[1];
-                y_row[half] = y + unit.image * p.y_image + int64(unit.first_row - Walk::kLive + 1) * p.y_row + column;
+                const ToeplitzStream stream(p, group * p.per_group + units[half].stream);
+                const int32 column = units[half].column + 2 * t, before = stream.first_row - Walk::kLive + 1;
+                rows[half] = column < p.out[1] ? units[half].rows(p, stream) : 0;
+                y_row[half] = y + stream.image * p.y_image + int64(before) * p.y_row + column;
                 if constexpr (RESIDUAL) {
-                    residual_row[half] = residual + unit.image * p.residual_image +
-                                         int64(unit.first_row - Walk::kLive + 1) * p.residual_row + column;
+                    residual_row[half] =
+                        residual + stream.image * p.residual_image + int64(before) * p.residual_row + column;
                 }
             }
         }
         copy_wait<STAGES - 2>();
-        __syncwarp();  // every lane's copies have landed, and every lane has read the chunk that the next copies
-                       // replace
-        stage_next();
+        __syncwarp();  // all lanes' copies of this chunk have landed, and all have read the one that is overwritten
+                       // next
+        if (left >= STAGES) copy_next(slot == 0 ? last_slot : slot - stage_bytes);
+        copy_commit();
 
-        const int32 first_row = chunk * Walk::kOutputs - Walk::kLive + 1;  // output row that this chunk completes first
+        const int32 first = chunk * Walk::kOutputs - Walk::kLive + 1;  // output row that is complete first
         float probe = 0.0f;
         uint32 a[2][STEPS][4];
-        uint32 address = line + offset;
-        load_row(a[0], address);
+        load_row(a[0], line + slot);
 #pragma unroll
         for (int i = 0; i < Walk::kInputs; i++) {
-            if (i + 1 < Walk::kInputs) load_row(a[(i + 1) % 2], address += row_bytes);
+            if (i + 1 < Walk::kInputs) load_row(a[(i + 1) % 2], line + slot + (i + 1) * row_bytes);
             const int step = i / STRIDE, phase = i % STRIDE;
             if (phase == 0) {
-#pragma unroll
                 for (int e = 0; e < 4; e++) sum[step % Walk::kLive][e / 2][e % 2] = start;
             }
 #pragma unroll
@@ -310,20 +345,21 @@ __global__ void __launch_bounds__(kToeplitzWarps * 32, MIN_BLOCKS)
             if (phase != Walk::kLastPhase) continue;
 #pragma unroll
             for (int half = 0; half < 2; half++) {
-                float (&s)[2] = sum[(step + 1) % Walk::kLive][half];
-                probe = fmaf(0.0f, s[0], probe);
-                if (uint32(first_row + step) < uint32(rows[half])) {
-                    finish_pair<Y, Y_VECTOR, RESIDUAL>(s, residual_row[half], y_row[half], second[half], epilogue);
+                const float (&complete)[2] = sum[(step + 1) % Walk::kLive][half];
+                probe = fmaf(0.0f, complete[0], probe);
+                if (uint32(first + step) < uint32(rows[half])) {
+                    finish_pair<Y, Y_VECTOR, RESIDUAL>(complete, residual_row[half], y_row[half],
+                                                       units[half].column + 2 * t + 1 < p.out[1], epilogue);
                 }
                 y_row[half] += p.y_row;
                 if constexpr (RESIDUAL) residual_row[half] += p.residual_row;
             }
         }
         if (__any_sync(0xffffffffu, probe != probe)) {
-            exact_rows<X, Y, ROWS, STRIDE, RESIDUAL>(p, x, w, residual, y, group, first_row, Walk::kOutputs, start,
-                                                     epilogue);
+            exact_rows<X, Y, ROWS, STRIDE, RESIDUAL>(p, whole_x, w, whole_residual, whole_y, opaque(channel), group,
+                                                     first, Walk::kOutputs, start, epilogue);
         }
-        offset = offset == (STAGES - 1) * stage_bytes ? 0 : offset + stage_bytes;
+        slot = slot == last_slot ? 0 : slot + stage_bytes;
         if (++chunk == p.chunks) chunk = 0, group++;
     }
 }

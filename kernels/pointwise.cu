@@ -112,21 +112,55 @@ __global__ void __launch_bounds__(TILE::kThreads, TILE::kBlocks)
                                                    tile * P::kPixels + (P::kInRows ? warp_row : warp_column),
                                                    first_channel + (P::kInRows ? warp_column : warp_row), lane};
         warp.clear();
-#pragma unroll 1
-        for (int slab = first_slab; slab < end_slab; slab++) {
+        auto next_slab_arrived = [&](bool first) {
             copy_wait<kStages - 2>();
-            __syncthreads();
-            if (TILE::kResident && slab == 0 && residual) output.fetch(residual + group * p.residual_group);
+            __syncthreads();  // the slab before it has been read, too
+            if (TILE::kResident && first && residual) output.fetch(residual + group * p.residual_group);
             fetch_next(stage == 0 ? kStages - 1 : stage - 1);
-            const uint32 tile_x = ring + stage * P::kStageBytes;
-            const uint32 tile_w = TILE::kResident ? filter + slab * P::kWBytes : tile_x + P::kXBytes;
-            const uint32 tile_a = P::kInRows ? tile_x : tile_w, tile_b = P::kInRows ? tile_w : tile_x;
+        };
+        auto tile_of = [&](bool of_x, int slab) {
+            if (TILE::kResident && !of_x) return filter + slab * P::kWBytes;
+            return ring + stage * P::kStageBytes + (of_x ? 0 : P::kXBytes);
+        };
+        auto step_of = [&](int s) { return TILE::kKWarps == 1 ? s : k_warp * kWarpSteps + s; };
+        if constexpr (Warp::kFused) {
+#pragma unroll 1
+            for (int slab = first_slab; slab < end_slab; slab++) {
+                next_slab_arrived(slab == first_slab);
+                const uint32 tile_a = tile_of(P::kInRows, slab), tile_b = tile_of(!P::kInRows, slab);
 #pragma unroll Warp::kUnrolledSteps
-            for (int s = 0; s < kWarpSteps; s++) {
-                const int step = TILE::kKWarps == 1 ? s : k_warp * kWarpSteps + s;
-                warp.step(tile_a, tile_b, warp_row, warp_column, step, lane);
+                for (int s = 0; s < kWarpSteps; s++) {
+                    warp.load_and_multiply(tile_a, tile_b, warp_row, warp_column, step_of(s), lane);
+                }
+                stage = stage + 1 == kStages ? 0 : stage + 1;
             }
-            stage = stage + 1 == kStages ? 0 : stage + 1;
+        } else if (first_slab < end_slab) {
+            // The fragments of a step are loaded while the products of the step before it run, across slabs as well.
+            typename Warp::Fragments fragments[2];
+            auto load_step = [&](int buffer, int slab, int s) {
+                Warp::load(fragments[buffer], tile_of(P::kInRows, slab), tile_of(!P::kInRows, slab), warp_row,
+                           warp_column, step_of(s), lane);
+            };
+            next_slab_arrived(true);
+            load_step(0, first_slab, 0);
+#pragma unroll 1
+            for (int slab = first_slab; slab < end_slab; slab++) {
+#pragma unroll
+                for (int s = 0; s < kWarpSteps; s++) {
+                    constexpr int kBuffers = kWarpSteps % 2 == 0 ? 2 : 1;  // a slab ends with the buffer it began with
+                    if (kBuffers == 1) warp.multiply(fragments[0]);
+                    if (s + 1 < kWarpSteps) {
+                        load_step((s + 1) % kBuffers, slab, s + 1);
+                    } else {
+                        stage = stage + 1 == kStages ? 0 : stage + 1;
+                        if (slab + 1 < end_slab) {
+                            next_slab_arrived(false);
+                            load_step(0, slab + 1, 0);
+                        }
+                    }
+                    if (kBuffers == 2) warp.multiply(fragments[s % 2]);
+                }
+            }
         }
 
         if constexpr (ENGINE == TENSOR_CORES_ZERO_POINTS) {

@@ -10,8 +10,9 @@ template <class A, class B, class Acc, bool TRANSPOSED, int ROWS, int COLUMNS, c
 struct TensorCoreWarp {
     static_assert(ROWS % 16 == 0 && COLUMNS % 8 == 0, "a warp tile consists of 16 x 8 products");
     static_assert(!TRANSPOSED || sizeof(A) > 1, "bytes cannot be transposed on the way to the registers");
-    static constexpr int kStepBytes = 32;  // of k, per step()
+    static constexpr int kStepBytes = 32;  // of k, per step
     static constexpr int kUnrolledSteps = 8;
+    static constexpr bool kFused = false;  // loads and products are separate functions
     static constexpr int kRows = ROWS / 8, kColumns = COLUMNS / 8, kRun = 2;
     Acc sum[kRows][kColumns][kRun];
 
@@ -32,8 +33,7 @@ struct TensorCoreWarp {
 
     // Columns 8 * j to 8 * j + 15 (to 8 * j + 7 if they are the last): b[0..1] and b[2..3].
     static DEVICE void load_b(uint32 (&b)[4], uint32 tile, int first_column, int step, int lane, int j) {
-        constexpr bool kOdd = kColumns % 2;
-        const bool pair = !kOdd || j + 1 < kColumns;
+        const bool pair = j + 1 < kColumns;
         if constexpr (!TRANSPOSED) {
             const int line = first_column + lane % 8 + (pair ? lane / 16 * 8 : 0);
             const uint32 address = tile + LinesB::offset(line, step * 2 + lane / 8 % 2) + j * 8 * LinesB::kBytes;
@@ -60,7 +60,7 @@ struct TensorCoreWarp {
         }
         if constexpr (same<A, tf32>) {
 #pragma unroll
-            for (uint32& r : b) round_to_tf32(r);
+            for (int r = 0; r < (pair ? 4 : 2); r++) round_to_tf32(b[r]);
         }
     }
 
@@ -72,19 +72,24 @@ struct TensorCoreWarp {
         }
     }
 
-    DEVICE void step(uint32 tile_a, uint32 tile_b, int first_row, int first_column, int step, int lane) {
-        uint32 a[ROWS / 16][4];
-        load_a(a, tile_a, first_row, step, lane);
+    // What one step reads of both tiles. Two of them in turn hide the loads behind the products.
+    struct Fragments {
+        uint32 a[ROWS / 16][4], b[(kColumns + 1) / 2][4];
+    };
+
+    static DEVICE void load(Fragments& f, uint32 tile_a, uint32 tile_b, int first_row, int first_column, int step,
+                            int lane) {
+        load_a(f.a, tile_a, first_row, step, lane);
 #pragma unroll
-        for (int j = 0; j < kColumns; j += 2) {
-            uint32 b[4] = {};
-            load_b(b, tile_b, first_column, step, lane, j);
+        for (int j = 0; j < kColumns; j += 2) load_b(f.b[j / 2], tile_b, first_column, step, lane, j);
+    }
+
+    DEVICE void multiply(const Fragments& f) {
+#pragma unroll
+        for (int j = 0; j < kColumns; j++) {
 #pragma unroll
             for (int i = 0; i < ROWS / 16; i++) {
-                mma<A, B>(sum[2 * i][j], sum[2 * i + 1][j], a[i], b[0], b[1]);
-                if (j + 1 < kColumns) {
-                    mma<A, B>(sum[2 * i][(j + 1) % kColumns], sum[2 * i + 1][(j + 1) % kColumns], a[i], b[2], b[3]);
-                }
+                mma<A, B>(sum[2 * i][j], sum[2 * i + 1][j], f.a[i], f.b[j / 2][j % 2 * 2], f.b[j / 2][j % 2 * 2 + 1]);
             }
         }
     }
@@ -106,27 +111,16 @@ struct ZeroPointWarp : TensorCoreWarp<A, B, int32, TRANSPOSED, ROWS, COLUMNS, Li
         for (auto& s : column_sum) s[0] = s[1] = 0;
     }
 
-    DEVICE void step(uint32 tile_a, uint32 tile_b, int first_row, int first_column, int step, int lane) {
+    DEVICE void multiply(const typename Base::Fragments& f) {
         constexpr uint32 kOnes = 0x01010101;
         const uint32 ones[4] = {kOnes, kOnes, kOnes, kOnes};
-        uint32 a[ROWS / 16][4];
-        Base::load_a(a, tile_a, first_row, step, lane);
+        Base::multiply(f);
 #pragma unroll
-        for (int i = 0; i < ROWS / 16; i++) mma<A, int8>(row_sum[2 * i], row_sum[2 * i + 1], a[i], kOnes, kOnes);
+        for (int i = 0; i < ROWS / 16; i++) mma<A, int8>(row_sum[2 * i], row_sum[2 * i + 1], f.a[i], kOnes, kOnes);
 #pragma unroll
-        for (int j = 0; j < Base::kColumns; j += 2) {
-            uint32 b[4] = {};
-            Base::load_b(b, tile_b, first_column, step, lane, j);
-#pragma unroll
-            for (int h = 0; h < min_of(2, Base::kColumns); h++) {
-                if (j + h >= Base::kColumns) break;
-                int32 unused[2] = {};  // rows 8 to 15 of the product repeat rows 0 to 7
-                mma<int8, B>(column_sum[j + h], unused, ones, b[2 * h], b[2 * h + 1]);
-#pragma unroll
-                for (int i = 0; i < ROWS / 16; i++) {
-                    mma<A, B>(this->sum[2 * i][j + h], this->sum[2 * i + 1][j + h], a[i], b[2 * h], b[2 * h + 1]);
-                }
-            }
+        for (int j = 0; j < Base::kColumns; j++) {
+            int32 unused[2] = {};  // rows 8 to 15 of the product repeat rows 0 to 7
+            mma<int8, B>(column_sum[j], unused, ones, f.b[j / 2][j % 2 * 2], f.b[j / 2][j % 2 * 2 + 1]);
         }
     }
 };
@@ -138,6 +132,7 @@ struct FloatWarp {
     static_assert(ROWS % 8 == 0 && COLUMNS % (TRANSPOSED ? 32 : 8) == 0, "4 x 8 lanes, TRANSPOSED with 4 columns each");
     static constexpr int kStepBytes = 16;
     static constexpr int kUnrolledSteps = 1;  // unrolled, the addresses of all steps would stay in registers
+    static constexpr bool kFused = true;      // two sets of fragments would be more registers than there are
     static constexpr int kRun = TRANSPOSED ? 4 : 1;
     static constexpr int kRows = ROWS / 4, kColumns = COLUMNS / 8 / kRun;
     float sum[kRows][kColumns][kRun];
@@ -156,7 +151,7 @@ struct FloatWarp {
         }
     }
 
-    DEVICE void step(uint32 tile_a, uint32 tile_b, int first_row, int first_column, int step, int lane) {
+    DEVICE void load_and_multiply(uint32 tile_a, uint32 tile_b, int first_row, int first_column, int step, int lane) {
         // Lines repeat their permutation every 8 rows: two addresses serve all rows of a thread.
         const uint32 even = tile_a + LinesA::offset(first_row + lane / 8, step);
         const uint32 odd = tile_a + LinesA::offset(first_row + lane / 8 + 4, step);

@@ -90,6 +90,10 @@ DEVICE uint32 shared_load_4(uint32 address) {
     return v;
 }
 
+DEVICE void shared_store_2(uint32 address, uint16 bits) {
+    asm volatile("st.shared.u16 [%0], %1;" ::"r"(address), "h"(bits));
+}
+
 DEVICE void shared_store_16(uint32 address, const uint32 (&word)[4]) {
     asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(word[0]), "r"(word[1]), "r"(word[2]),
                  "r"(word[3]));

@@ -209,6 +209,7 @@ def light_models() -> list[Path]:
 def with_random_weights(path: Path, seed: int = 0) -> tuple[onnx.ModelProto, dict[str, Array]]:
     """A light model with its constant weights replaced by random ones, without its last softmax, and an input."""
     rng = np.random.default_rng(seed)
+    block = rng.standard_normal(1_000_003).astype(np.float32)  # repeated: VGG has 143 million weights
     model = onnx.load(path)
     graph = model.graph
     values = {t.name: numpy_helper.to_array(t) for t in graph.initializer}
@@ -221,10 +222,11 @@ def with_random_weights(path: Path, seed: int = 0) -> tuple[onnx.ModelProto, dic
             continue
         shape, name = tuple(int(n) for n in values[node.input[0]]), node.output[0]
         fan = float(np.prod(shape[1:])) if len(shape) > 1 else 100.0
-        random = rng.standard_normal(shape) * np.sqrt(2 / fan)
+        random = np.resize(block, shape)
+        random *= np.float32(np.sqrt(2 / fan))
         if name in variances or name in scales:
-            random = rng.uniform(0.5, 1.5, shape)
-        graph.initializer.append(numpy_helper.from_array(random.astype(np.float32), name))
+            random = rng.uniform(0.5, 1.5, shape).astype(np.float32)
+        graph.initializer.append(numpy_helper.from_array(random, name))
     if kept[-1].op_type == "Softmax":
         graph.output[0].name = kept.pop().input[0]
     del graph.node[:]

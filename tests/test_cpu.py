@@ -121,6 +121,47 @@ def test_every_strategy_on_random_calls(seed):
         assert_close(call.operands["y"], call.problem, call.operands)
 
 
+@pytest.mark.parametrize("case", CASES[::7], ids=str)
+def test_bound_arrays_are_read_again_in_every_call(case):
+    filled = fill(case, exact=True)
+    for prepared in strategies(filled.call):
+        o = filled.call.operands
+        bound = prepared.bind(o["x"], o["y"], o["residual"], o["x_zero_point"])
+        for _ in range(2):
+            filled.call.result[...] = np.nan if filled.is_float else 77
+            o["x"][...] = -o["x"]
+            bound()
+            filled.check()
+
+
+def test_a_bound_call_follows_its_thread():
+    """Bound in one thread, called in others while the first goes on with the same working memory."""
+    rng = np.random.default_rng(4)
+    x = rng.integers(-3, 4, (1, 30, 30, 8)).astype(np.float32)
+    w = rng.integers(-3, 4, (8, 8, 3, 3)).astype(np.float32)
+    calls = [arguments.prepare(x, w, padding=1, input_layout="nhwc", activation="relu") for _ in range(3)]
+    prepared = cpu.prepare(calls[0].problem, calls[0].operands["w"])
+    truth = reference.convolve(calls[0].problem, calls[0].operands)
+    bounds = [prepared.bind(call.operands["x"], call.operands["y"]) for call in calls]
+    for bound in bounds:
+        bound()
+    wrong = []
+
+    def work(call, bound):
+        for _ in range(50):
+            call.result[...] = np.nan
+            bound()
+            if not np.array_equal(call.operands["y"], truth):
+                wrong.append(call)
+
+    threads = [threading.Thread(target=work, args=pair) for pair in zip(calls, bounds, strict=True)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
 @pytest.mark.parametrize("last", [True, False])
 @pytest.mark.parametrize("groups", [1, 8])
 @pytest.mark.parametrize("k", [1, 3])

@@ -93,7 +93,7 @@ HOSTILE: dict[str, tuple[Any, str]] = {
     "internal operator": (node("Silu"), r"node 'the Silu' .*no operator"),
     "operator newer than opset": (node("HardSwish", opset=13), r"'the HardSwish' .*opset 13"),
     "foreign domain": (node("Gelu", domain="com.microsoft"), r"'the Gelu' .*com.microsoft"),
-    "old opset": (node("Relu", opset=5), "opset 5 is not supported, only 7 to"),
+    "old opset": (node("Relu", opset=5), "opset 5 is not supported, only 6 to"),
     "future opset": (changed(lambda m: setattr(m.opset_import[0], "version", 99)), "opset 99 is not supported"),
     "no opset": (changed(lambda m: m.ClearField("opset_import")), "no opset"),
     "functions": (changed(lambda m: m.functions.add(name="f")), "functions are not supported"),
@@ -141,6 +141,8 @@ HOSTILE: dict[str, tuple[Any, str]] = {
     "bias of other type": (conv({"b": np.zeros(4)}, ("x", "w", "b")), r"'the conv' .*float64"),
     "pool without strides": (node("MaxPool", kernel_shape=[2, 2], strides=[2]), "'the MaxPool' .*strides"),
     "pool indices": (node("MaxPool", outputs=("y", "i"), kernel_shape=[2, 2]), "'the MaxPool' .*indices"),
+    "training in opset 6": (node("Dropout", opset=6), "'the Dropout' .*is_test=0"),
+    "broadcast in opset 6": (node("Add", ("x", "x"), opset=6, broadcast=1), "'the Add' .*broadcast"),
     "training": (
         node("BatchNormalization", ("x", *"abcd"), consts=dict.fromkeys("abcd", normal(4)), training_mode=1),
         "'the BatchNormalization'.*training",

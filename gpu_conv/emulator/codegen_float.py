@@ -35,8 +35,8 @@ def _float(w: Writer, i: Instruction, mods: Modifiers) -> None:
     dtype = value_type(kind)
     if i.name in ("rcp.approx.ftz.f64", "rsqrt.approx.ftz.f64"):  # the seeds of Newton iterations
         mods.ignore(("approx", "ftz"))
-        root = "np.sqrt" if i.opcode == "rsqrt" else ""
-        w.write(i.operands[0], f"upper_word({w.constant(1, f64)} / {root}(upper_word({w.read(i.operands[1], f64)})))", f64)
+        text = _UNARY[i.opcode].format(f"upper_word({w.read(i.operands[1], f64)})", one=w.constant(1, f64))
+        w.write(i.operands[0], f"upper_word({text})", f64)
         return
     if i.opcode in _MAY_BE_APPROXIMATE:
         mods.ignore(("approx", "full"))

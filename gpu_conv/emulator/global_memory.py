@@ -156,7 +156,8 @@ class GlobalMemory:
         if isinstance(lanes, Empty):
             return self.load(site, address, lanes, immediate, element, count)
         for allocation, offset, part in self.locate(site, address, lanes, immediate, element * count, write=False):
-            self.machine.order.synchronise(allocation, offset, part, release=False)
+            offset = spread(offset, self.machine.active(part))
+            self.machine.order.synchronise(allocation, offset, part, np.arange(len(offset)), release=False)
             if acquire:
                 self.machine.order.fence(part)
         return self.load(site, address, lanes, immediate, element, count)
@@ -171,7 +172,7 @@ class GlobalMemory:
             if release:
                 self.machine.order.fence(part)
             offset = spread(offset, self.machine.active(part))
-            self.machine.order.atomic(site, allocation, offset, part, size)
+            self.machine.order.atomic(site, allocation, offset, part, size, np.arange(len(offset)))
             self._touch(site, allocation, offset, part, size, write=True)
             allocation.mark_written(offset >> shift(size), size)
             for i, value in enumerate(values):
@@ -179,18 +180,20 @@ class GlobalMemory:
 
     def atomic_rows(
         self, site: Site, address: Value, lanes: Lanes, immediate: int, size: int
-    ) -> list[tuple[Allocation, Indices, Lanes]]:
-        """Check and record an atomic: allocation, indices of words of ``size`` bytes, lanes."""
+    ) -> list[tuple[Allocation, Indices, Lanes, Indices]]:
+        """Check and record an atomic: allocation, indices of words of ``size`` bytes, lanes, their turns."""
         out = []
         for allocation, offset, part in self.locate(site, address, lanes, immediate, size, write=True):
             offset = spread(offset, self.machine.active(part))
+            random = self.machine.random
+            turns = np.arange(len(offset)) if random is None else random.permutation(len(offset))
             if self.machine.checking:
                 if allocation.written is not None and np.any(allocation.is_unwritten(offset, size)):
                     text = f"changes {allocation.name} where nobody has written"
                     bad = allocation.is_unwritten(offset, size)
                     self.machine.report("uninitialised read", site, bad, part, text, offset + allocation.base)
-                self.machine.order.atomic(site, allocation, offset, part, size)
+                self.machine.order.atomic(site, allocation, offset, part, size, turns)
             self._touch(site, allocation, offset, part, size, write=True)
             allocation.mark_written(offset >> shift(size), size)
-            out.append((allocation, offset >> shift(size), part))
+            out.append((allocation, offset >> shift(size), part, turns))
         return out

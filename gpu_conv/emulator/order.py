@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from .lanes import Indices, Lanes, Value, compact, spread
+from .lanes import WARP, Indices, Lanes, Value, compact, spread
 
 if TYPE_CHECKING:
     from .machine import Machine
@@ -24,11 +24,17 @@ if TYPE_CHECKING:
 _ATOMIC = np.uint64(0xFFFFFFFF)  # "thread" of a location that was changed by an atomic
 
 
-@dataclass
+@dataclass(eq=False)
 class _Acquire:
-    """What a block has taken over: from which blocks, and who may rely on it since when."""
+    """What a block has learnt of another one.
 
-    blocks: set[int]
+    Attributes:
+        released: per lane of the other block, the time up to which its writes are out.
+        lanes: which lanes of this block learnt it themselves, ``time`` when the first of them did; after the next
+            barrier all lanes know.
+    """
+
+    released: npt.NDArray[np.int64]
     lanes: npt.NDArray[np.bool_]
     time: int
 
@@ -39,10 +45,10 @@ class LaunchOrder:
     def __init__(self, granule: int, has_fence: bool) -> None:
         self.granule = granule  # bytes per shadow entry: the narrowest write to global memory in the kernel
         self.has_fence = has_fence
-        self.released: dict[int, npt.NDArray[np.int64]] = {}  # block -> time up to which each lane's writes are out
-        self.channels: dict[int, set[int]] = {}  # address of an atomic -> blocks that released there
-        self.pending: dict[int, _Acquire] = {}  # atomics done, fence still missing
-        self.acquired: dict[int, _Acquire] = {}
+        self.released: dict[int, npt.NDArray[np.int64]] = {}  # by block; replaced, never changed
+        self.channels: dict[int, dict[int, npt.NDArray[np.int64]]] = {}  # address of an atomic -> block -> released
+        self.pending: dict[int, dict[int, _Acquire]] = {}  # block -> other block: the fence is still missing
+        self.acquired: dict[int, dict[int, list[_Acquire]]] = {}  # block -> other block
 
 
 class BlockOrder:
@@ -96,8 +102,13 @@ class BlockOrder:
             if bad.any():
                 self._report(site, allocation, offsets, lanes, bad, before, "reads")
 
-    def atomic(self, site: Site, allocation: Allocation, offsets: Indices, lanes: Lanes, size: int) -> None:
-        """Check and record an atomic or a strong store; then hand over what fences have made visible."""
+    def atomic(
+        self, site: Site, allocation: Allocation, offsets: Indices, lanes: Lanes, size: int, turns: Indices
+    ) -> None:
+        """Check and record an atomic or a strong store; then hand over what fences have made visible.
+
+        ``turns`` lists the positions in ``offsets`` in the order in which the lanes take their turn.
+        """
         shadow = self._shadow(allocation)
         mine = compact(lanes, self.thread)
         for granule in self._granules(offsets, size):
@@ -106,49 +117,56 @@ class BlockOrder:
             if bad.any():
                 self._report(site, allocation, offsets, lanes, bad, before, "atomically changes")
             shadow[granule] = _ATOMIC << np.uint64(32)
-        self.synchronise(allocation, offsets, lanes, release=True)
+        self.synchronise(allocation, offsets, lanes, turns, release=True)
 
-    def synchronise(self, allocation: Allocation, offsets: Value, lanes: Lanes, *, release: bool) -> None:
+    def synchronise(
+        self, allocation: Allocation, offsets: Indices, lanes: Lanes, turns: Indices, *, release: bool
+    ) -> None:
         """An atomic, strong load (``release=False``) or strong store: the point where a hand-over happens."""
         if not self.launch.has_fence:
             return
         machine = self.machine
         indices = np.arange(machine.lane_count) if lanes is None else lanes.indices
-        offsets = spread(offsets, len(indices))
-        pairs = np.unique(np.stack([indices, offsets.astype(np.int64)]), axis=1)
-        for lane, offset in pairs.T.tolist():
+        for lane, offset in zip(indices[turns].tolist(), offsets[turns].tolist(), strict=True):
             local = lane // machine.block_lanes
             block = int(machine.block_ids[local])
-            sources = self.launch.channels.setdefault(allocation.base + offset, set())
+            sources = self.launch.channels.setdefault(allocation.base + offset, {})
             self._observe(block, lane, sources)
             if release:
-                self._release(block, local, lane)
-                sources.add(block)
+                times = self._release(block, local, lane)
+                if times.any():
+                    sources[block] = times
 
     def _block_slice(self, local: int) -> slice:
         return slice(local * self.machine.block_lanes, (local + 1) * self.machine.block_lanes)
 
-    def _release(self, block: int, local: int, lane: int) -> None:
+    def _release(self, block: int, local: int, lane: int) -> npt.NDArray[np.int64]:
         own = self._block_slice(local)
         since = self.machine.clock.block_since[local]
         fenced = self.fence_time[own]
-        seen = (fenced > 0) & (fenced < since)  # ordered before the atomic by a barrier
-        seen[lane - own.start] = fenced[lane - own.start] > 0
+        seen = fenced < since  # ordered before the atomic by a barrier, of the block or of the warp
+        warp = slice((lane - own.start) // WARP * WARP, (lane - own.start) // WARP * WARP + WARP)
+        seen[warp] |= fenced[warp] < self.machine.clock.warp_since[lane]
+        seen[lane - own.start] = True
+        seen &= fenced > 0
         covered = int(self.fence_covers[own][seen].max(initial=0))
         times = np.maximum(np.where(seen, fenced, 0), covered)
         before = self.launch.released.get(block)
-        self.launch.released[block] = times if before is None else np.maximum(before, times)
+        times = times if before is None else np.maximum(before, times)
+        self.launch.released[block] = times
+        return times
 
-    def _observe(self, block: int, lane: int, sources: set[int]) -> None:
-        lanes = np.zeros(self.machine.block_lanes, np.bool_)
-        lanes[lane % self.machine.block_lanes] = True
-        others = sources - {block}
-        known = self.launch.pending.get(block)
-        if known:
-            others |= known.blocks
-            lanes |= known.lanes
-        if others:
-            self.launch.pending[block] = _Acquire(others, lanes, self.machine.clock.now)
+    def _observe(self, block: int, lane: int, sources: dict[int, npt.NDArray[np.int64]]) -> None:
+        position = lane % self.machine.block_lanes
+        pending = self.launch.pending.setdefault(block, {})
+        for source, released in sources.items():
+            if source == block:
+                continue
+            known = pending.get(source)
+            if known is None or known.released is not released:
+                lanes = np.zeros(self.machine.block_lanes, np.bool_)
+                known = pending[source] = _Acquire(released, lanes, self.machine.clock.now)
+            known.lanes[position] = True
 
     def fence(self, lanes: Lanes) -> None:
         """A device-scope fence (``__threadfence``)."""
@@ -158,18 +176,19 @@ class BlockOrder:
         self.fence_time[active] = now
         self.fence_covers[active] = machine.clock.block_since[machine.local_block[active]]
         for local, block in enumerate(machine.block_ids.tolist()):
-            pending = self.launch.pending.get(block)
-            if pending is None:
-                continue
             own = self._block_slice(local)
             fencing = np.ones(machine.block_lanes, np.bool_) if lanes is None else lanes.active[own]
-            if machine.clock.block_since[local] <= pending.time:
-                fencing = fencing & pending.lanes  # only the thread that saw the atomic knows of it
-            if fencing.any():
-                blocks = pending.blocks | (
-                    self.launch.acquired[block].blocks if block in self.launch.acquired else set()
-                )
-                self.launch.acquired[block] = _Acquire(blocks, fencing, now)
+            for source, atomic in self.launch.pending.get(block, {}).items():
+                knowing = fencing & self._informed(local, atomic)
+                if knowing.any():
+                    self._acquire(block, source, _Acquire(atomic.released, knowing, now))
+
+    def _acquire(self, block: int, source: int, new: _Acquire) -> None:
+        history = self.launch.acquired.setdefault(block, {}).setdefault(source, [])
+        if history and history[-1].released is new.released:  # another warp reached the same fence
+            history[-1].lanes = history[-1].lanes | new.lanes
+        else:
+            history.append(new)
 
     def _report(
         self, site: Site, allocation: Allocation, offsets: Indices, lanes: Lanes, bad: Any, before: Any, verb: str
@@ -203,8 +222,13 @@ class BlockOrder:
 
     def _handed_over(self, writer_block: int, writer: int, time: int, lane: int) -> bool:
         local, position = divmod(lane, self.machine.block_lanes)
-        taken = self.launch.acquired.get(int(self.machine.block_ids[local]))
-        released = self.launch.released.get(writer_block)
-        if taken is None or released is None or writer_block not in taken.blocks or time >= released[writer]:
-            return False
-        return bool(taken.lanes[position]) or taken.time < int(self.machine.clock.block_since[local])
+        history = self.launch.acquired.get(int(self.machine.block_ids[local]), {}).get(writer_block, [])
+        return any(time < a.released[writer] and self._informed(local, a)[position] for a in history)
+
+    def _informed(self, local: int, news: _Acquire) -> npt.NDArray[np.bool_]:
+        """The lanes of a block that know: those that learnt it, and those that a barrier has ordered after them."""
+        clock, own = self.machine.clock, self._block_slice(local)
+        if clock.block_since[local] > news.time:
+            return np.ones(self.machine.block_lanes, np.bool_)
+        warps = np.repeat(news.lanes.reshape(-1, WARP).any(axis=1), WARP)
+        return np.asarray(news.lanes | (warps & (clock.warp_since[own] > news.time)))

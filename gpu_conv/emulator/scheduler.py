@@ -15,13 +15,14 @@ import numpy.typing as npt
 
 from .cfg import Block
 from .errors import Stopped
-from .ir import Immediate, Instruction, Register
+from .ir import Immediate, Register
 from .lanes import EMPTY, WARP, Active, Empty, Indices, Lanes, Value, intersect, lanes_where, per_warp, spread, union
 from .machine import Machine
 from .numeric import select
 from .program import Barrier, Site
 
 MAX_STEPS = 2_000_000
+FAIRNESS = 256  # steps after which the group that has waited longest runs, so that spinning threads stop no others
 # These need all 32 lanes of the warp, not just those that are still running.
 _ALIGNED = frozenset(("mma", "ldmatrix"))
 
@@ -36,7 +37,6 @@ class _Arrival:
     lanes: Lanes
     operand: Value
     barrier: Barrier
-    instruction: Instruction
 
 
 class Scheduler:
@@ -63,7 +63,8 @@ class Scheduler:
     def run(self) -> None:
         random = self.machine.random
         while self.pending or self.waiting or self.parked:
-            if not self.pending or (random is not None and self.waiting and random.integers(2)):
+            eager = self._fair_turn() if random is None else random.integers(2)
+            if not self.pending or (self.waiting and eager):
                 self._release()
             if self.pending:
                 self._run_group()
@@ -75,7 +76,7 @@ class Scheduler:
     def _run_group(self) -> None:
         random = self.machine.random
         if random is None:
-            index = min(self.pending)
+            index = next(iter(self.pending)) if self._fair_turn() else min(self.pending)
             lanes = self.pending.pop(index)
         else:
             index = int(random.choice(list(self.pending)))
@@ -96,9 +97,12 @@ class Scheduler:
             if after is None:
                 return
             index, lanes = after
-            if random is not None or (self.pending and index >= min(self.pending)):
+            if random is not None or (self.pending and (index >= min(self.pending) or self._fair_turn())):
                 self._add(index, lanes)
                 return
+
+    def _fair_turn(self) -> bool:
+        return self.steps % FAIRNESS == FAIRNESS - 1
 
     def _some_warps(self, index: int, lanes: Lanes) -> Lanes:
         """A random part of a group; the rest stays pending."""
@@ -163,9 +167,7 @@ class Scheduler:
                     self._exit(leaving)
                 return None if isinstance(rest, Empty) else (following, rest)
             case "barrier":
-                assert block.terminator is not None
-                barrier = self.program.barriers[block.index]
-                self.waiting.append(_Arrival(following, lanes, result, barrier, block.terminator))
+                self.waiting.append(_Arrival(following, lanes, result, self.program.barriers[block.index]))
                 return None
         self._report_lanes("trap", "executes trap", block.index, lanes)
         raise Stopped("trap")
@@ -286,18 +288,17 @@ class Scheduler:
 
     def _check_divergence(self, blocks: Indices) -> None:
         """``bar.sync`` wants all threads of a warp at the same instruction."""
-        if len({a.instruction.line for a in self.waiting}) < 2:
+        if len({a.block for a in self.waiting}) < 2:
             return
         seen = np.zeros(self.machine.lane_count // WARP, np.int64)
         released = np.isin(self.machine.local_block[::WARP], blocks)
         for arrival in self.waiting:
             warps: Any = True if arrival.lanes is None else arrival.lanes.warps
-            line = arrival.instruction.line
-            clash = warps & released & (seen != 0) & (seen != line)
+            clash = warps & released & (seen != 0) & (seen != arrival.block)
             if np.any(clash) and arrival.barrier.aligned:
                 text = "threads of one warp wait at different barriers"
                 self._report_lanes("divergent barrier", text, arrival.block - 1, lanes_where(np.repeat(clash, WARP)))
-            seen = np.where(warps & released, line, seen)
+            seen = np.where(warps & released, arrival.block, seen)
 
     def _reduce(self, blocks: Indices) -> None:
         """``bar.red``: the same result for all threads of a block."""
@@ -330,13 +331,12 @@ class Scheduler:
         for index, lanes in self.parked.items():
             text = "waits for lanes of its member mask that never arrive"
             self._report_lanes("incomplete warp", text, index, lanes)
-        if self.waiting:
-            missing = (live & (arrived == 0)).reshape(-1, self.machine.block_lanes)
-            stuck = np.repeat(missing.any(axis=1), self.machine.block_lanes) & (arrived > 0)
-            at_barrier = lanes_where(stuck if stuck.any() else arrived > 0)
-            count = int(missing.sum())
-            text = f"{count} threads of the block never arrive" if count else "threads wait at different barriers"
-            self._report_lanes("barrier deadlock", text, self.waiting[0].block - 1, at_barrier)
+        missing = (live & (arrived == 0)).reshape(-1, self.machine.block_lanes)
+        count = int(missing.sum())
+        stuck = np.repeat(missing.any(axis=1) | (not count), self.machine.block_lanes)
+        text = f"{count} threads of the block never arrive" if count else "threads wait at different barriers"
+        for arrival in self.waiting:
+            self._report_lanes("barrier deadlock", text, arrival.block - 1, intersect(arrival.lanes, stuck))
         raise Stopped("deadlock")
 
     def _report_lanes(self, kind: str, text: str, index: int, lanes: Active) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from ..launch import Launch, Target, pack, struct
 from ..problem import ITEMSIZE, ConvProblem
-from . import Row, depthwise_common, depthwise_nchw, depthwise_nhwc
+from . import Row, depthwise_common, depthwise_nchw, depthwise_ncw, depthwise_nhwc, depthwise_nhwc_tile
 from .depthwise_common import THREADS, ctypes, three
 from .direct import INT32_LIMIT, activation_parameters
 
@@ -120,4 +120,10 @@ def plan(p: ConvProblem, target: Target) -> Launch:
     )
 
 
-ROWS = (*depthwise_nhwc.ROWS, *depthwise_nchw.ROWS, Row("depthwise", refuses, plan))
+ROWS = (
+    *depthwise_ncw.ROWS,
+    *depthwise_nhwc_tile.ROWS,
+    *depthwise_nhwc.ROWS,
+    *depthwise_nchw.ROWS,
+    Row("depthwise", refuses, plan),
+)

@@ -41,6 +41,7 @@ class Strip:
         width: output columns.
         ahead: input rows in flight beyond the one in use.
         min_blocks: blocks per multiprocessor to compile for; it caps the registers at 65536 / (128 * min_blocks).
+        itemsize: of the elements that the row is for; 0 for any.
     """
 
     depth: int
@@ -49,26 +50,22 @@ class Strip:
     width: int
     ahead: int
     min_blocks: int
+    itemsize: int = 0
 
 
-# Of the rows for the smallest size that covers the filter, the one whose strips waste the fewest columns; the first of
-# equals. 8 columns cost 18 (3x3), 34 (5x5) and 59 (7x7) issue slots per output; 14 and 7 fit the maps of 14 and 7.
+# Of the rows for the smallest size that covers the filter: one whose strip is one or two vectors (else the loads of a
+# warp are not coalesced: 14 columns in vectors of 2 reached 14 % of the copy bandwidth of an H100), then one that
+# wastes the fewest columns, then the first. 8 columns cost 18 (3x3), 34 (5x5) and 59 (7x7) issue slots per output.
+# min_blocks is the most that compiles without spills with every NVRTC from 12.9.
 STRIPS = (
-    Strip(
-        1, 3, 3, 8, 2, 5
-    ),  # 79 registers, 6 blocks: 24 KB of fp16 loads in flight per multiprocessor, 10 with ahead 1
-    Strip(1, 3, 3, 14, 2, 3),
-    Strip(1, 3, 3, 7, 2, 5),
-    Strip(1, 3, 3, 4, 2, 5),
-    Strip(1, 5, 5, 8, 2, 4),
-    Strip(1, 5, 5, 7, 2, 4),
-    Strip(1, 5, 5, 4, 2, 4),
-    Strip(1, 7, 7, 8, 2, 2),
-    Strip(1, 7, 7, 7, 2, 2),
+    Strip(1, 3, 3, 8, 2, 4, itemsize=2),  # 79 registers, 6 blocks: 24 KB of loads in flight per multiprocessor
+    Strip(1, 3, 3, 4, 2, 4),
+    Strip(1, 5, 5, 8, 2, 3, itemsize=2),
+    Strip(1, 5, 5, 4, 2, 3),
+    Strip(1, 7, 7, 8, 2, 2, itemsize=2),
     Strip(1, 7, 7, 4, 2, 2),
-    Strip(3, 3, 3, 8, 2, 3),
-    Strip(3, 3, 3, 7, 2, 3),
-    Strip(3, 3, 3, 4, 2, 3),
+    Strip(3, 3, 3, 8, 2, 2, itemsize=2),
+    Strip(3, 3, 3, 4, 2, 2),
 )
 
 
@@ -76,10 +73,11 @@ def _strip(p: ConvProblem, vector: int) -> Strip | None:
     """The strip for a problem whose rows of x are read in vectors of ``vector`` elements."""
     depth, rows, columns = three(p.filter, 1)
     stride, width = p.strides[-1], p.out_spatial[-1]
-    fitting = [s for s in STRIPS if depth <= s.depth and rows <= s.rows and columns <= s.columns]
+    fitting = [s for s in STRIPS if s.itemsize in (0, ITEMSIZE[p.x.dtype])]
+    fitting = [s for s in fitting if depth <= s.depth and rows <= s.rows and columns <= s.columns]
     size = [(s.depth, s.rows, s.columns) for s in fitting[:1]]
     fitting = [s for s in fitting if (s.depth, s.rows, s.columns) in size and s.width * stride % vector == 0]
-    return min(fitting, key=lambda s: -(-width // s.width) * s.width, default=None)
+    return min(fitting, key=lambda s: (s.width * stride > 2 * vector, -(-width // s.width) * s.width), default=None)
 
 
 def refuses(p: ConvProblem, target: Target) -> str | None:

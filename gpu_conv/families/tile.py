@@ -20,9 +20,9 @@ PARAMS = struct(
         *((f"{name}_{axis}", "i4") for name in ("x", "y", "residual") for axis in ("row", "column")),
         *((name, "i4") for name in ("images", "in_rows", "in_columns", "out_rows", "out_columns")),
         *((name, "i4") for name in ("padding_rows", "padding_columns")),
-        *((name, "i4") for name in ("groups", "in_per_group", "out_per_group")),
-        *((name, "i4") for name in ("units", "unit_chunks", "unit_outputs", "parts", "slabs")),
-        *((name, "i4") for name in ("row_tiles", "column_tiles", "tiles", "workers")),
+        *((name, "i4") for name in ("out_per_group", "units", "unit_chunks", "unit_outputs", "parts", "slabs")),
+        *((name, "i4") for name in ("row_tiles", "column_tiles", "workers")),
+        *((name, "i4") for name in ("step_images", "step_rows", "step_columns")),
     ],
 )
 
@@ -62,7 +62,9 @@ def _refuses_memory(p: ConvProblem) -> str | None:
     _, groups, per_group = p.x.shape[:3]
     if (per_group > 1 and p.x.strides[2] != 1) or (groups > 1 and p.x.strides[1] != per_group):
         return "the channels of x must lie side by side (nhwc); give input_layout='nhwc' or let pointwise or direct run"
-    if p.x.align < 16 or any(s % 8 for n, s in zip(p.x.shape, p.x.strides, strict=True) if s != 1 and n > 1 and s != per_group):
+    if p.x.align < 16 or any(
+        s % 8 for n, s in zip(p.x.shape, p.x.strides, strict=True) if s != 1 and n > 1 and s != per_group
+    ):
         return f"pixels of x must start at multiples of 16 bytes, got strides {p.x.strides}, alignment {p.x.align}"
     for name, t in (("y", p.y), ("residual", p.residual)):
         _, groups, per_group = p.y.shape[:3]
@@ -119,7 +121,7 @@ def plan(p: ConvProblem, target: Target) -> Launch:
 def launch(p: ConvProblem, demand: Demand, tile: Tile, target: Target) -> Launch:
     """The launch with a given tile."""
     residual = p.residual or p.y
-    row_tiles, column_tiles, tiles = demand.tiles(tile)
+    row_tiles, column_tiles, _ = demand.tiles(tile)
     blocks, workers = demand.channel_blocks(tile), demand.workers(tile, target)
 
     def spatial(t: Tensor) -> tuple[int, int]:
@@ -155,8 +157,6 @@ def launch(p: ConvProblem, demand: Demand, tile: Tile, target: Target) -> Launch
         out_columns=out_columns,
         padding_rows=low[0],
         padding_columns=low[1],
-        groups=p.groups,
-        in_per_group=p.in_per_group,
         out_per_group=p.out_per_group,
         units=demand.units,
         unit_chunks=demand.unit_chunks,
@@ -165,8 +165,10 @@ def launch(p: ConvProblem, demand: Demand, tile: Tile, target: Target) -> Launch
         slabs=demand.slabs(tile),
         row_tiles=row_tiles,
         column_tiles=column_tiles,
-        tiles=tiles,
         workers=workers,
+        step_images=workers // column_tiles // row_tiles,
+        step_rows=workers // column_tiles % row_tiles,
+        step_columns=workers % column_tiles,
     )
     copies = _Access(p)
     return Launch(
@@ -215,7 +217,9 @@ class _Access:
         width = 16
         for t in (p.y, p.residual):
             if t is not None:
-                pixels = [s for n, s in zip((t.shape[0], *t.shape[3:]), (t.strides[0], *t.strides[3:]), strict=True) if n > 1]
+                pixels = [
+                    s for n, s in zip((t.shape[0], *t.shape[3:]), (t.strides[0], *t.strides[3:]), strict=True) if n > 1
+                ]
                 while width > size and (t.align % width or any(s * size % width for s in (*pixels, unit))):
                     width //= 2
         return width

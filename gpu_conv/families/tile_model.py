@@ -139,19 +139,18 @@ class Demand:
         return bias + staging + ring + self.filter_bytes(tile) * (self.slabs(tile) if tile.resident else tile.stages)
 
     def registers(self, tile: Tile) -> int:
-        """Estimate per thread: sums, the filter of one step, two operands of the input, addresses."""
+        """Estimate per thread: sums, the filter of one step, and what the cubins show for all else."""
         unit = tile.warp_tiles if tile.units == 1 else tile.unit_tiles
-        return 4 * tile.bars * tile.warp_tiles + 2 * self.filter[0] * unit + 60
+        return 4 * tile.bars * tile.warp_tiles + 2 * self.filter[0] * unit + (78 if self.residual else 70)
 
     def blocks(self, tile: Tile, target: Target) -> int:
         """Blocks of the tile that one multiprocessor holds; 0 if it does not fit."""
         shared = self.shared_bytes(tile)
         if shared > target.shared_per_block or self.registers(tile) > 255:
             return 0
-        registers = ceil(self.registers(tile) / 8) * 8
-        threads = 1536 if target.capability in (86, 89, 120) else 2048
-        by_shared = (target.shared_per_block + 1024) // (shared + 1024)
-        return min(by_shared, 65536 // (registers * tile.threads), threads // tile.threads)
+        warps = 48 if target.capability in (86, 89, 120) else 64
+        warps = min(warps, 4 * (512 // (ceil(self.registers(tile) / 8) * 8)))  # four register files of 512 x 32 registers
+        return min((target.shared_per_block + 1024) // (shared + 1024), warps // tile.warps)
 
     def workers(self, tile: Tile, target: Target) -> int:
         """Blocks that share the pixel tiles of one block of channels: together they fill the device once."""
@@ -222,7 +221,9 @@ _PRODUCT = 1.46  # clocks of one 16 x 8 x 16 mma.sync: 651 TFLOP/s
 _ISSUE = 4 * 0.8  # instructions of warps
 _SECOND = 0.15  # how much of what does not bind adds to what binds
 _FLIGHT = 40 * 1024  # bytes under way that hide the latency of device memory
-_LATENCY, _BARRIER = 1500, 120  # clocks: first slab and epilogue; each slab
+_LATENCY, _BARRIER = 1500, 200  # clocks: first slab and epilogue; each slab
+_DEPENDENT = 2.5  # clocks between instructions of one warp
+_LONELY = 2.0  # warps' worth of time lost where nothing else is ready
 
 
 def clocks(d: Demand, tile: Tile, target: Target) -> float:
@@ -233,8 +234,9 @@ def clocks(d: Demand, tile: Tile, target: Target) -> float:
     together = min(blocks, ceil(workers * channel_blocks / target.multiprocessors))
     terms = _terms(d, tile, together)
     busy = max(terms) + _SECOND * (sum(terms) - max(terms))
+    busy *= 1 + _LONELY / (together * tile.warps)
     waves = ceil(workers * channel_blocks / (target.multiprocessors * blocks))
-    latency = d.slabs(tile) * _BARRIER * 2 + _LATENCY
+    latency = d.slabs(tile) * _BARRIER + _LATENCY + terms[-1] * _ISSUE / tile.warps * _DEPENDENT
     filter_load = d.filter_bytes(tile) * d.slabs(tile) / _L2 * together if tile.resident else 0
     return waves * (_LATENCY + filter_load + rounds * max(latency, together * busy))
 

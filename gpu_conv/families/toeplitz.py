@@ -39,31 +39,32 @@ class Tile:
     Attributes:
         rows: most filter rows; the kernel is unrolled over the true number.
         steps: most products along a filter row.
-        stages: chunks of rows in a warp's ring.
-        min_blocks: blocks per multiprocessor to compile for; it caps the registers at 65536 / (128 * min_blocks).
+        min_blocks: blocks per multiprocessor to compile for; it caps the registers at 65536 / (128 * min_blocks). One
+            less for each of: x is read element by element, there is a residual.
     """
 
     rows: int
     steps: int
-    stages: int
     min_blocks: int
 
 
-# The first row that covers the filter. Registers are the filter (2 * rows * steps) and the sums (4 * rows).
+# The first row that covers the filter. Registers are the filter (2 * rows * steps), the sums (4 * rows) and about 60.
 TILES = (
-    Tile(3, 1, 3, 8),
-    Tile(3, 3, 3, 6),
-    Tile(5, 1, 3, 6),
-    Tile(5, 3, 3, 5),
-    Tile(7, 1, 3, 5),
-    Tile(7, 2, 3, 4),
-    Tile(9, 2, 3, 3),
-    Tile(13, 2, 3, 2),
+    Tile(3, 1, 5),
+    Tile(3, 3, 5),
+    Tile(1, 6, 5),
+    Tile(5, 1, 5),
+    Tile(5, 3, 4),
+    Tile(7, 1, 4),
+    Tile(7, 2, 3),
+    Tile(9, 2, 3),
+    Tile(13, 2, 2),
 )
+STAGES = (4, 3, 2)  # chunks of rows in a warp's ring: the most for which min_blocks blocks share a multiprocessor
 
 # Warps to split a problem into, in units of what the device holds at a time: streams are cut into bands, of at least
 # SHORT rows, until there is one for every warp, and groups are dealt out so that there are WAVES times as many warps.
-WAVES, SHORT = 4, 4
+WAVES, SHORT = 2, 4
 
 
 def refuses(p: ConvProblem, target: Target) -> str | None:
@@ -85,22 +86,20 @@ def refuses(p: ConvProblem, target: Target) -> str | None:
         return f"dilations are {p.dilations}, input_dilations {p.input_dilations}; depthwise_toeplitz takes 1"
     if len(set(p.strides)) > 1 or p.strides[-1] > 2:
         return f"strides are {p.strides}; depthwise_toeplitz takes 1 or 2, the same along rows and columns"
-    geometry = _Geometry(p)
+    geometry = _Geometry(p, target)
     if geometry.tile is None:
         return f"the filter is {p.filter}; depthwise_toeplitz is unrolled up to 13x13"
     if geometry.shared_bytes > target.shared_per_block:
         return f"its ring of rows needs {geometry.shared_bytes} bytes of shared memory, {target.name} has less"
-    rows = max(abs(_two(t.strides[3:], 0)[0]) for t in (p.x, p.y, p.residual or p.y))
-    if (max(*p.in_spatial, *p.out_spatial) + 64) * max(rows, 16) >= INT32_LIMIT or p.batch * 64 >= INT32_LIMIT:
-        return "an image has too many elements between its first and last row for 32-bit offsets"
+    row = max(abs(geometry.row_stride(t)) for t in (p.x, p.y, p.residual or p.y))
+    if max(row, p.y.size // p.out_spatial[-1], *(16 * n for n in (*geometry.size, *geometry.out))) >= INT32_LIMIT:
+        return "it has too many rows, or elements in a row, for 32-bit indices"
     return None
 
 
 def plan(p: ConvProblem, target: Target) -> Launch:
     """The launch for a problem that is not refused."""
-    geometry = _Geometry(p)
-    tile = geometry.tile
-    assert tile is not None
+    geometry = _Geometry(p, target)
     split = _split(p, geometry, target)
     code, alpha, beta = activation_parameters(p.activation, p.accumulate)
     residual = p.residual or p.y
@@ -120,9 +119,9 @@ def plan(p: ConvProblem, target: Target) -> Launch:
         residual_multiplier=residual.strides[2],
         alpha=alpha,
         beta=beta,
-        x_row=_two(p.x.strides[3:], 0)[0],
-        y_row=_two(p.y.strides[3:], 0)[0],
-        residual_row=_two(residual.strides[3:], 0)[0],
+        x_row=geometry.row_stride(p.x),
+        y_row=geometry.row_stride(p.y),
+        residual_row=geometry.row_stride(residual),
         channels=p.out_channels,
         multiplier=p.out_per_group,
         out=geometry.out,
@@ -131,7 +130,7 @@ def plan(p: ConvProblem, target: Target) -> Launch:
         lead=geometry.lead,
         blocks=geometry.blocks,
         per_group=geometry.per_group,
-        streams=p.batch * split.bands,
+        streams=geometry.images * split.bands,
         groups=split.groups,
         bands=split.bands,
         band=split.band,
@@ -146,7 +145,7 @@ def plan(p: ConvProblem, target: Target) -> Launch:
     return Launch(
         source="depthwise_toeplitz.cu",
         kernel="depthwise_toeplitz",
-        template=(*types, *sizes, tile.stages, p.residual is not None, code, tile.min_blocks),
+        template=(*types, *sizes, geometry.stages, p.residual is not None, code, geometry.min_blocks),
         grid=(blocks * p.out_channels, geometry.strips, 1),
         block=(32 * WARPS, 1, 1),
         params=params,
@@ -172,14 +171,30 @@ class _Geometry:
     """What the shape alone decides: windows, streams, the ring of rows."""
 
     p: ConvProblem
+    target: Target
+
+    @cached_property
+    def flat(self) -> bool:
+        """One row per image and per filter: then the images are the rows of one image."""
+        return _two(self.p.in_spatial, 1)[0] == _two(self.p.out_spatial, 1)[0] == self.rows == 1
+
+    @cached_property
+    def images(self) -> int:
+        return 1 if self.flat else self.p.batch
 
     @cached_property
     def size(self) -> tuple[int, int]:
-        return _two(self.p.in_spatial, 1)
+        rows, columns = _two(self.p.in_spatial, 1)
+        return (self.p.batch if self.flat else rows), columns
 
     @cached_property
     def out(self) -> tuple[int, int]:
-        return _two(self.p.out_spatial, 1)
+        rows, columns = _two(self.p.out_spatial, 1)
+        return (self.p.batch if self.flat else rows), columns
+
+    def row_stride(self, t: Tensor) -> int:
+        """Elements between rows of x, y or the residual."""
+        return t.strides[0] if self.flat else _two(t.strides[3:], 0)[0]
 
     @cached_property
     def padding(self) -> tuple[int, int]:
@@ -217,6 +232,11 @@ class _Geometry:
         return next((t for t in TILES if self.rows <= t.rows and live <= t.rows and self.steps <= t.steps), None)
 
     @cached_property
+    def min_blocks(self) -> int:
+        assert self.tile is not None
+        return max(1, self.tile.min_blocks - (self.vector == 1) - (self.p.residual is not None))
+
+    @cached_property
     def strips(self) -> int:
         """Of columns: what 16 column blocks do not cover is another block's."""
         return -(-self.out[1] // (UNITS * COLUMNS))
@@ -227,7 +247,9 @@ class _Geometry:
 
     @cached_property
     def per_group(self) -> int:
-        return UNITS // self.blocks
+        """Streams that a warp walks down together: as many as a product has rows for, or shared memory."""
+        most = UNITS // self.blocks
+        return max(1, min(most, self.target.shared_per_block // (WARPS * STAGES[-1] * self.stream_bytes)))
 
     @cached_property
     def window(self) -> int:
@@ -255,10 +277,22 @@ class _Geometry:
         """Chunks that a band takes; the first output row is complete after ``kLive`` steps."""
         return -(-(band + -(-self.rows // self.stride) - 1) // self.chunk)
 
+    @property
+    def stream_bytes(self) -> int:
+        """One chunk of one stream."""
+        return self.chunk * self.stride * self.stream_pitch
+
     @cached_property
+    def stages(self) -> int:
+        if self.vector == 1:  # plain loads do not run ahead
+            return STAGES[-1]
+        limit = self.target.shared_per_block // self.min_blocks - 1024  # that much the system takes per block
+        chunk = WARPS * self.per_group * self.stream_bytes
+        return next((s for s in STAGES if s * chunk <= limit), STAGES[-1])
+
+    @property
     def shared_bytes(self) -> int:
-        stages = self.tile.stages if self.tile else 0
-        return WARPS * stages * self.chunk * self.stride * self.per_group * self.stream_pitch
+        return WARPS * self.stages * self.per_group * self.stream_bytes
 
 
 @dataclass(frozen=True)
@@ -272,13 +306,12 @@ class _Split:
 
 
 def _split(p: ConvProblem, geometry: _Geometry, target: Target) -> _Split:
-    assert geometry.tile is not None
-    resident = target.multiprocessors * geometry.tile.min_blocks * WARPS
+    resident = target.multiprocessors * geometry.min_blocks * WARPS
     per_channel = max(1, resident // (p.out_channels * geometry.strips))
-    bands = max(1, min(-(-geometry.out[0] // SHORT), per_channel * geometry.per_group // p.batch))
+    bands = max(1, min(-(-geometry.out[0] // SHORT), per_channel * geometry.per_group // geometry.images))
     band = -(-geometry.out[0] // bands)
     bands = -(-geometry.out[0] // band)
-    groups = -(-p.batch * bands // geometry.per_group)
+    groups = -(-geometry.images * bands // geometry.per_group)
     groups_per_warp = max(1, groups * p.out_channels * geometry.strips // (WAVES * resident))
     return _Split(bands, band, groups, groups_per_warp)
 

@@ -26,6 +26,10 @@ def check(graph: Graph) -> None:
 
 def _check(node: Node, constants: dict[str, Host]) -> None:
     a = node.attrs
+    if a.get("broadcast", 0):
+        raise ModelError("the attribute broadcast of opset 6 is not supported; onnx.version_converter removes it")
+    if not a.get("is_test", 1):
+        raise ModelError("training mode (is_test=0) is not supported")
     if node.op in ("Conv", "ConvTranspose", "ConvInteger"):
         _convolution(node, constants)
     elif node.op in _POOLS:

@@ -44,6 +44,7 @@ class Value:
         origin: buffers that its memory may belong to.
         foreign: whether its memory may belong to the caller or to the model.
         buffer: the padded buffer around it, or None.
+        fixed: whether it is the very same array in every run.
     """
 
     array: Array
@@ -54,6 +55,7 @@ class Value:
     origin: frozenset[Buffer] = frozenset()
     foreign: bool = False
     buffer: Buffer | None = None
+    fixed: bool = False
 
 
 class Executor:
@@ -172,13 +174,10 @@ class Planner:
         if all(v.static for v in present) or (row.shape_only and all(v.stable for v in present)):
             self.compute(node, row, call, values)
             return
-        call.last, targets = layout.wanted(
-            row, node, [v.array.ndim if v else None for v in values], [bool(v and v.last) for v in values]
-        )
-        rank = max((v.array.ndim for i, v in enumerate(values) if v and i not in row.host), default=0)
-        aligned = row.layout(node) == "aligned" and call.last
+        ranks, lasts = [v.array.ndim if v else None for v in values], [bool(v and v.last) for v in values]
+        call.last, rank, targets = layout.wanted(row, node, ranks, lasts)
         operands = [
-            self.operand(n, v, t, rank if aligned and i not in row.host else 0, None if i in row.host else xp)
+            self.operand(n, v, t, rank if t else 0, None if i in row.host else xp)
             for i, (n, v, t) in enumerate(zip(names, values, targets, strict=True))
         ]
         self.run(node, row, call, operands)
@@ -286,6 +285,7 @@ class Planner:
             made.append(value.slot)
             if name:
                 self.values[name] = value
+        call.fixed = call.constant_filter and call.out is not None and all(v.static or v.fixed for v in operands)
         self.plan.steps.append(Step(row.run, call, tuple(slots), tuple(made)))
 
     def place(self, name: str, value: Value, call: Call) -> None:
@@ -298,6 +298,7 @@ class Planner:
         call.out = value.array = buffer.array
         value.origin = frozenset((buffer,))
         value.buffer = buffer if around else None
+        value.fixed = True
 
     def padding(self, name: str, spatial: tuple[int, ...]) -> Pads | None:
         """The padding that all readers of a value want, if they are convolutions that agree on one."""
@@ -307,8 +308,8 @@ class Planner:
                 return None
             if node.inputs[0] == name:
                 filter_ = self.values[node.inputs[1]]
-                if filter_.array.ndim != len(spatial) + 2:
-                    return None
+                if filter_.array.ndim != len(spatial) + 2 or not np.isfinite(filter_.array).all():
+                    return None  # padding contributes nothing, but 0 * inf would
                 agreed.add(Window.of(node, filter_.array.shape[2:]).pads(spatial))
         pads = agreed.pop() if len(agreed) == 1 else ()
         return pads if any(map(any, pads)) and min(map(min, pads)) >= 0 else None

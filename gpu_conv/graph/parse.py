@@ -16,7 +16,7 @@ from .errors import ModelError
 from .ir import Graph, Host, Node, Port
 from .tensors import dtype_of, to_array
 
-OPSETS = range(7, 29)  # before 7 broadcasting was an attribute; 28 is the newest that the operators were written for
+OPSETS = range(6, 29)  # 28 is the newest that the operators were written for
 MAX_DEPTH = 16  # of subgraphs within subgraphs
 DOMAINS = ("", "ai.onnx")
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
+from .ops import OPS
 from .plan import Step
 
 
@@ -72,7 +73,7 @@ class Recorder:
     """Collects the steps of several runs; called by ``Plan.run``."""
 
     def __init__(self) -> None:
-        self._steps: list[tuple[Step, int, tuple[int, ...]]] = []
+        self._steps: list[tuple[Step, int, tuple[int, ...], str]] = []
         self._seconds: list[list[float]] = []
         self._position = 0
 
@@ -83,8 +84,10 @@ class Recorder:
     def __call__(self, step: Step, seconds: float, values: list[Any]) -> None:
         if self._position == len(self._steps):
             results = [values[i] for i in step.outputs]
-            moved = sum(values[i].nbytes for i in step.inputs if values[i] is not None) + sum(r.nbytes for r in results)
-            self._steps.append((step, moved, results[0].shape))
+            operands = [values[i] for i in step.inputs]
+            present = [a for a in operands if a is not None]
+            moved = 0 if _is_view(results[0], present) else sum(a.nbytes for a in (*present, *results))
+            self._steps.append((step, moved, results[0].shape, _kernel(step, operands)))
             self._seconds.append([])
         self._seconds[self._position].append(seconds)
         self._position += 1
@@ -93,10 +96,17 @@ class Recorder:
         """The records."""
         return Profile(
             [
-                Record(_name(step), _op(step), _kernel(step), shape, moved, median(seconds))
-                for (step, moved, shape), seconds in zip(self._steps, self._seconds, strict=True)
+                Record(_name(step), _op(step), kernel, shape, moved, median(seconds))
+                for (step, moved, shape, kernel), seconds in zip(self._steps, self._seconds, strict=True)
             ]
         )
+
+
+def _is_view(result: Any, operands: list[Any]) -> bool:
+    """Whether a result lies in an operand's memory: numbers of bytes, not a pass over them."""
+    base = getattr(result, "base", None)
+    roots = [a if a.base is None else a.base for a in operands if hasattr(a, "base")]
+    return base is not None and any(base is root for root in roots)
 
 
 def _name(step: Step) -> str:
@@ -114,5 +124,6 @@ def _op(step: Step) -> str:
     return "+".join(parts)
 
 
-def _kernel(step: Step) -> str:
-    return step.call.xp.__name__
+def _kernel(step: Step, operands: list[Any]) -> str:
+    row = OPS.get(step.call.node.op)
+    return row.kernel(step.call, *operands) if row and row.kernel else step.call.xp.__name__

@@ -30,7 +30,7 @@ DTYPES: dict[int, np.dtype[np.generic]] = {
 }
 
 # The typed field that holds a tensor's values when raw_data does not, and how many of its entries make one element.
-_FIELDS = {
+_FIELDS: dict[int, str] = {
     TensorProto.FLOAT: "float_data",
     TensorProto.DOUBLE: "double_data",
     TensorProto.INT64: "int64_data",
@@ -42,8 +42,8 @@ _FIELDS = {
 def dtype_of(code: int, where: str) -> np.dtype[np.generic]:
     """The NumPy dtype of an ONNX element type."""
     if code not in DTYPES:
-        names: dict[int, str] = {int(v): k for k, v in TensorProto.DataType.items()}
-        raise ModelTypeError(f"{where}: element type {names.get(code, str(code))} is not supported")
+        name = next((k for k, v in TensorProto.DataType.items() if v == code), str(code))
+        raise ModelTypeError(f"{where}: element type {name} is not supported")
     return DTYPES[code]
 
 

@@ -67,7 +67,10 @@ def test_partial_copies_are_bounded_by_what_they_read():
 
 
 def test_source_size_beyond_the_copy():
-    assert transfer("mov.u32 %i, 8; cp.async.ca.shared.global [%s], [%a], 4, %i;", 4, bytes_for(4))[1].findings[0].kind == "invalid copy"
+    assert (
+        transfer("mov.u32 %i, 8; cp.async.ca.shared.global [%s], [%a], 4, %i;", 4, bytes_for(4))[1].findings[0].kind
+        == "invalid copy"
+    )
 
 
 def test_guarded_copies():
@@ -82,9 +85,9 @@ def test_guarded_copies():
 
 @pytest.mark.parametrize("seed", [None, 1, 2])
 @pytest.mark.parametrize(("wait", "ok"), [
-    ("cp.async.wait_all;", True), ("cp.async.wait_group 0;", False), ("cp.async.commit_group; cp.async.wait_group 0;", True),
-    ("cp.async.commit_group; cp.async.wait_group 1;", False), ("cp.async.commit_group; cp.async.commit_group; cp.async.wait_group 1;", True),
-    ("cp.async.commit_group;", False), ("", False),
+    ("cp.async.wait_all;", True), ("cp.async.wait_group 0;", False), ("cp.async.commit_group;", False), ("", False),
+    ("cp.async.commit_group; cp.async.wait_group 0;", True), ("cp.async.commit_group; cp.async.wait_group 1;", False),
+    ("cp.async.commit_group; cp.async.commit_group; cp.async.wait_group 1;", True),
 ])  # fmt: skip
 def test_reads_before_the_wait_are_found_whenever_the_copy_lands(wait, ok, seed):
     data = bytes_for(4)
@@ -104,8 +107,8 @@ def test_late_copies_show_stale_data():
 def test_groups_are_counted_per_thread():
     """The lower half commits once more than the upper half; each waits for all but its own last group."""
     data = bytes_for(4)
-    text = """cp.async.ca.shared.global [%s], [%a], 4; cp.async.commit_group; setp.lt.u32 %q, %tid, 16; @%q bra MORE; bra DONE;
-        MORE: cp.async.commit_group; DONE:"""
+    text = """cp.async.ca.shared.global [%s], [%a], 4; cp.async.commit_group; setp.lt.u32 %q, %tid, 16;
+        @%q bra MORE; bra DONE; MORE: cp.async.commit_group; DONE:"""
     _, report = transfer(text, 4, data, wait="cp.async.wait_group 1;")
     assert {f.kind for f in report.findings} == {"copy not waited for"}
     assert report.findings[0].thread == (16, 0, 0)
@@ -113,8 +116,12 @@ def test_groups_are_counted_per_thread():
 
 
 def test_other_threads_need_a_barrier_after_the_wait():
-    text = HEAD.format(size=4) + """cp.async.ca.shared.global [%s], [%a], 4; cp.async.wait_all; {}
-        xor.b32 %i, %tid, 32; mul.lo.u32 %i, %i, 4; mov.u32 %s, tile; add.u32 %s, %s, %i; ld.shared.u32 %v, [%s]; st.global.u32 [%o], %v;"""
+    text = (
+        HEAD.format(size=4)
+        + """cp.async.ca.shared.global [%s], [%a], 4; cp.async.wait_all; {}
+        xor.b32 %i, %tid, 32; mul.lo.u32 %i, %i, 4; mov.u32 %s, tile; add.u32 %s, %s, %i;
+        ld.shared.u32 %v, [%s]; st.global.u32 [%o], %v;"""
+    )
     data = np.arange(64, dtype=np.uint32)
     out = np.zeros_like(data)
     assert run(text.format("bar.sync 0;"), [data, out], threads=64).ok

@@ -28,11 +28,13 @@ def body(operation, kind, space, returns, extra=""):
     size = np.dtype(DTYPES[kind]).itemsize
     where = "%a" if space == "global" else "%s"
     opcode = f"atom.{space}.{operation}.{kind} %r," if returns else f"red.{space}.{operation}.{kind}"
-    load = "" if space == "global" else f"""mov.u64 %s, tile; add.s64 %s, %s, %w; ld.global.b{8 * size} %v, [%a];
-        setp.lt.u32 %q, %tid, 5; @%q st.shared.b{8 * size} [%s], %v; bar.sync 0;"""
-    save = "" if space == "global" else f"""bar.sync 0; @%q ld.shared.b{8 * size} %v, [%s]; @%q st.global.b{8 * size} [%a], %v;"""
-    return f""".shared .align 8 .b8 tile[64]; .reg .b{8 * size} %v, %r, %e; .reg .b64 %a, %b, %o, %w, %s; .reg .b32 %j; .reg .pred %q;
-        mov.b{8 * size} %r, 0; rem.u32 %j, %tid, 5; mul.wide.u32 %w, %j, {size}; add.s64 %a, %p0, %w;
+    load = save = ""
+    if space == "shared":
+        load = f"""mov.u64 %s, tile; add.s64 %s, %s, %w; ld.global.b{8 * size} %v, [%a];
+            setp.lt.u32 %q, %tid, 5; @%q st.shared.b{8 * size} [%s], %v; bar.sync 0;"""
+        save = f"bar.sync 0; @%q ld.shared.b{8 * size} %v, [%s]; @%q st.global.b{8 * size} [%a], %v;"
+    return f""".shared .align 8 .b8 tile[64]; .reg .b{8 * size} %v, %r, %e; .reg .b64 %a, %b, %o, %w, %s; .reg .b32 %j;
+        .reg .pred %q; mov.b{8 * size} %r, 0; rem.u32 %j, %tid, 5; mul.wide.u32 %w, %j, {size}; add.s64 %a, %p0, %w;
         {load}
         mul.wide.u32 %w, %tid, {size}; add.s64 %b, %p1, %w; add.s64 %o, %p2, %w; ld.global.b{8 * size} %v, [%b];
         {opcode} [{where}], {extra}%v;
@@ -66,7 +68,9 @@ def test_integers(operation, kind, space):
 def test_compare_and_swap(kind, space):
     """Lanes 0, 5, 10, ... of a word swap only the value that the lane before them left there."""
     dtype = np.dtype(DTYPES[kind])
-    text = body("cas", kind, space, True, extra="%e, ").replace("mov.b%d %%r, 0;" % (8 * dtype.itemsize), f"cvt.u{8 * dtype.itemsize}.u32 %e, %tid;")
+    width = 8 * dtype.itemsize
+    text = body("cas", kind, space, True, extra="%e, ")
+    text = text.replace(f"mov.b{width} %r, 0;", f"cvt.u{width}.u32 %e, %tid;")
     data, values, out = np.arange(5, dtype=dtype), np.arange(5, 45, dtype=dtype), np.zeros(40, dtype)
     run(text, [data, values, out], threads=40, strict=True)
     assert data.tolist() == list(range(40, 45))
@@ -85,8 +89,6 @@ def test_float_add(kind, space):
     np.add.at(expected.reshape(5, -1), np.arange(40) % 5, values.astype(np.float64).reshape(40, -1))
     operation = "add.noftz" if "16" in kind else "add"
     text = body(operation, kind, space, True)
-    if kind in ("f16", "bf16"):
-        text = text.replace(".b16 %v, %r, %e", ".b16 %v, %r, %e")
     data, out = start.copy(), np.zeros(40 * per_lane, base)
     run(text, [data, values, out], threads=40, strict=True)
     np.testing.assert_array_equal(data.astype(np.float64), expected)
@@ -105,7 +107,9 @@ def test_random_order_changes_what_lanes_find_but_not_the_sum():
 
 def test_guarded_atomics():
     data = np.zeros(1, np.uint32)
-    text = ".reg .pred %q; setp.lt.u32 %q, %tid, 7; @%q red.global.add.u32 [%p0], 1; @!%q red.global.add.u32 [%p0], 100;"
+    text = (
+        ".reg .pred %q; setp.lt.u32 %q, %tid, 7; @%q red.global.add.u32 [%p0], 1; @!%q red.global.add.u32 [%p0], 100;"
+    )
     run(text, [data], strict=True)
     assert data[0] == 7 + 25 * 100
 
@@ -113,7 +117,8 @@ def test_guarded_atomics():
 def test_generic_address():
     data = np.zeros(1, np.uint32)
     text = """.shared .align 4 .b8 t[4]; .reg .b64 %s; .reg .pred %q; .reg .b32 %v; setp.eq.u32 %q, %tid, 0;
-        @%q st.shared.u32 [t], 5; bar.sync 0; mov.u64 %s, t; cvta.shared.u64 %s, %s; selp.b64 %s, %s, %p0, %q; red.add.u32 [%s], 2;
+        @%q st.shared.u32 [t], 5; bar.sync 0;
+        mov.u64 %s, t; cvta.shared.u64 %s, %s; selp.b64 %s, %s, %p0, %q; red.add.u32 [%s], 2;
         bar.sync 0; ld.shared.u32 %v, [t]; @%q red.global.add.u32 [%p0], %v;"""
     run(text, [data], strict=True)
     assert data[0] == 31 * 2 + 7

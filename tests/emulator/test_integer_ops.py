@@ -42,7 +42,11 @@ def operands(kind, seed, lanes=LANES):
     if kind == "pred":
         return np.random.default_rng(seed).integers(0, 2, lanes)
     rng = np.random.default_rng(seed)
-    edges = [v for v in (0, 1, 2, 3, 7, 31, 32, 33, 63, 64, 100, 127, 128, 255, -1, -2, -7, low, low + 1, high, high - 1) if low <= v <= high]
+    edges = [
+        v
+        for v in (0, 1, 2, 3, 7, 31, 32, 33, 63, 64, 100, 127, 128, 255, -1, -2, -7, low, low + 1, high, high - 1)
+        if low <= v <= high
+    ]
     wide = [int.from_bytes(rng.bytes(16), "little") % (high - low + 1) + low for _ in range(lanes)]
     small = rng.integers(max(low, -9), min(high, 9), lanes).tolist()
     pool = edges + wide + small
@@ -56,7 +60,9 @@ def check(instruction, kinds, out_kind, reference, lanes=LANES, restrict=lambda 
 
     def expected(columns):
         rows = zip(*(c.tolist() for c in columns), strict=True)
-        return np.array([wrap(int(reference(*row)), "u32" if out_kind == "pred" else out_kind) for row in rows], DTYPES[out_kind])
+        return np.array(
+            [wrap(int(reference(*row)), "u32" if out_kind == "pred" else out_kind) for row in rows], DTYPES[out_kind]
+        )
 
     np.testing.assert_array_equal(apply(instruction, arrays, kinds, out_kind), expected(arrays))
     every = tuple(range(len(kinds)))
@@ -70,7 +76,7 @@ BINARY = [
     *((f"add.{k}", k, operator.add) for k in ("u16", "s16", "u32", "s32", "u64", "s64")),
     *((f"sub.{k}", k, operator.sub) for k in ("u16", "s16", "u32", "s32", "u64", "s64")),
     *((f"mul.lo.{k}", k, operator.mul) for k in ("u16", "s16", "u32", "s32", "u64", "s64")),
-    *((f"mul.hi.{k}", k, lambda a, b, n=width(k): (a * b) >> n) for k in ("u16", "s16", "u32", "s32", "u64", "s64")),
+    *((f"mul.hi.{s}{n}", f"{s}{n}", lambda a, b, n=n: (a * b) >> n) for s in "us" for n in (16, 32, 64)),
     *((f"min.{k}", k, min) for k in ("u16", "s16", "u32", "s32", "u64", "s64")),
     *((f"max.{k}", k, max) for k in ("u16", "s16", "u32", "s32", "u64", "s64")),
     *((f"and.b{n}", f"b{n}", operator.and_) for n in (16, 32, 64)),

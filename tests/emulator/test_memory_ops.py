@@ -10,7 +10,8 @@ from .ptx import apply, module, run
 
 @pytest.mark.parametrize(("kind", "register", "expected"), [
     ("u8", "b16", [200, 5]), ("s8", "b16", [0x10000 - 56, 5]), ("b8", "b32", [200, 5]), ("s8", "b32", [2**32 - 56, 5]),
-    ("u16", "b32", [200 + 256 * 5, 7]), ("s16", "b32", [1480, 7]), ("u8", "b64", [200, 5]), ("s8", "b64", [2**64 - 56, 5]),
+    ("u16", "b32", [200 + 256 * 5, 7]), ("s16", "b32", [1480, 7]), ("u8", "b64", [200, 5]),
+    ("s8", "b64", [2**64 - 56, 5]),
 ])  # fmt: skip
 def test_narrow_loads_extend_into_wide_registers(kind, register, expected):
     data = np.array([200, 5, 7, 0], np.uint8)
@@ -24,7 +25,9 @@ def test_narrow_loads_extend_into_wide_registers(kind, register, expected):
 
 
 @pytest.mark.parametrize("space", ["global", "shared", "local", "generic global", "generic shared", "generic local"])
-@pytest.mark.parametrize("vector", ["b8", "b16", "b32", "b64", "v2.b8", "v4.b8", "v2.b16", "v4.b16", "v2.b32", "v4.b32", "v2.b64"])
+@pytest.mark.parametrize(
+    "vector", ["b8", "b16", "b32", "b64", "v2.b8", "v4.b8", "v2.b16", "v4.b16", "v2.b32", "v4.b32", "v2.b64"]
+)
 def test_round_trip(space, vector):
     """Global -> space -> global, with all lanes, a part of them, and a uniform address."""
     count = int(vector[1]) if vector[0] == "v" else 1
@@ -70,13 +73,15 @@ def test_wide_vectors_of_blackwell():
 def test_uniform_addresses_and_offsets():
     x = np.arange(16, dtype=np.uint32)
     assert apply("{{ld.global.b32 {d}, [%rd0+4];}}", [x], ["u32"], "u32", uniform=(0,)).tolist() == [1] * 16
-    assert apply("{{add.s64 %rd1, %rd0, 32; ld.global.b32 {d}, [%rd1+-24];}}", [x], ["u32"], "u32", uniform=(0,)).tolist() == [2] * 16
+    assert (
+        apply("{{add.s64 %rd1, %rd0, 32; ld.global.b32 {d}, [%rd1+-24];}}", [x], ["u32"], "u32", uniform=(0,)).tolist()
+        == [2] * 16
+    )
 
 
 def test_generic_loads_with_lanes_in_different_spaces():
     data, out = np.arange(32, dtype=np.uint32), np.zeros(32, np.uint32)
-    body = """.shared .align 4 .b8 tile[128]; .reg .b32 %v; .reg .b64 %s; .reg .b64 %w; .reg .b64 %a; .reg .b64 %o; .reg .pred %q, %i;
-        .reg .b32 %j;
+    body = """.shared .align 4 .b8 tile[128]; .reg .b32 %v, %j; .reg .b64 %s, %w, %a, %o; .reg .pred %q, %i;
         mul.wide.u32 %w, %tid, 4; mov.u64 %s, tile; add.s64 %s, %s, %w; add.u32 %j, %tid, 100; st.shared.u32 [%s], %j;
         cvta.shared.u64 %s, %s; add.s64 %a, %p0, %w; add.s64 %o, %p1, %w;
         setp.lt.u32 %q, %tid, 9; selp.b64 %s, %s, %a, %q;
@@ -149,7 +154,9 @@ def test_null_and_wild_pointers():
     assert "in no allocation" in report.findings[0].message
 
 
-@pytest.mark.parametrize(("offset", "aligned"), [(0, 16), (4, 4), (8, 8), (12, 4), (16, 16), (256, 16), (272, 16), (2, 2)])
+@pytest.mark.parametrize(
+    ("offset", "aligned"), [(0, 16), (4, 4), (8, 8), (12, 4), (16, 16), (256, 16), (272, 16), (2, 2)]
+)
 def test_views_keep_their_offset_from_an_aligned_base(offset, aligned):
     """A CuPy array starts at a multiple of 256 bytes; so does the base of a NumPy array here, wherever it is."""
     raw = np.zeros(1024, np.uint8)
@@ -169,7 +176,8 @@ def test_memory_that_numpy_cannot_view_as_words_is_copied_and_written_back():
     raw = np.frombuffer(bytearray(512), np.uint8)
     owner = np.ndarray((101,), np.uint8, raw, 3)  # starts at an odd address and owns nothing
     view = owner[1:65]
-    body = ".reg .b64 %a, %w; .reg .b16 %v; cvt.u16.u32 %v, %tid; cvt.u64.u32 %w, %tid; add.s64 %a, %p0, %w; st.global.u8 [%a], %v;"
+    body = """.reg .b64 %a, %w; .reg .b16 %v; cvt.u16.u32 %v, %tid; cvt.u64.u32 %w, %tid;
+        add.s64 %a, %p0, %w; st.global.u8 [%a], %v;"""
     run(body, [view], threads=64, strict=True)
     assert view.tolist() == list(range(64))
 
@@ -188,7 +196,7 @@ def test_unwritten_output_and_reads_of_it():
 
 def test_only_the_elements_of_a_strided_output_must_be_written():
     y = np.full((4, 16), np.nan, np.float32)[:, ::2]
-    body = """.reg .b64 %a, %w; .reg .b32 %i; shr.u32 %i, %tid, 3; mul.lo.u32 %i, %i, 8; add.u32 %i, %i, %tid; and.b32 %i, %i, 255;
+    body = """.reg .b64 %a, %w; .reg .b32 %i;
         mul.lo.u32 %i, %tid, 2; mul.wide.u32 %w, %i, 4; add.s64 %a, %p0, %w; st.global.f32 [%a], 0f3F800000;"""
     assert run(body, [y], threads=32, outputs=[0]).ok
     assert (y == 1).all()
@@ -197,26 +205,34 @@ def test_only_the_elements_of_a_strided_output_must_be_written():
 def test_writes_to_inputs():
     x = np.zeros(32, np.float32)
     x.flags.writeable = False
-    report = run(".reg .b64 %a, %w; mul.wide.u32 %w, %tid, 4; add.s64 %a, %p0, %w; st.global.f32 [%a], 0f3F800000;", [x])
+    report = run(
+        ".reg .b64 %a, %w; mul.wide.u32 %w, %tid, 4; add.s64 %a, %p0, %w; st.global.f32 [%a], 0f3F800000;", [x]
+    )
     assert [f.kind for f in report.findings] == ["write to read-only memory"]
     assert not x.any()
 
 
+# %s: the address of word %tid of a tile of 32 words
+TILE = """.shared .align 4 .b8 tile[128]; .reg .b64 %s, %w; .reg .b32 %v;
+    mul.wide.u32 %w, %tid, 4; mov.u64 %s, tile; add.s64 %s, %s, %w;"""
+
+
 def test_shared_and_local_bounds():
-    body = ".shared .align 4 .b8 tile[128]; .reg .b64 %s, %w; mul.wide.u32 %w, %tid, 4; mov.u64 %s, tile; add.s64 %s, %s, %w; st.shared.u32 [%s+{}], 1;"
+    body = TILE + "st.shared.u32 [%s+{}], 1;"
     assert run(body.format(0), []).ok
     report = run(body.format(4), [])
     assert [(f.kind, f.lanes, f.thread) for f in report.findings] == [("out of bounds", 1, (31, 0, 0))]
     assert "misaligned" in [f.kind for f in run(body.format(2), []).findings]
     assert run(body.format(100), [], shared=100).ok
-    body = ".local .align 8 .b8 mine[8]; .reg .b64 %s; .reg .b32 %v; mov.u64 %s, mine; st.local.u32 [%s+{}], 1; ld.local.u32 %v, [%s+{}];"
+    body = """.local .align 8 .b8 mine[8]; .reg .b64 %s; .reg .b32 %v; mov.u64 %s, mine;
+        st.local.u32 [%s+{}], 1; ld.local.u32 %v, [%s+{}];"""
     assert run(body.format(4, 4), []).ok
     assert run(body.format(8, 4), []).findings[0].kind == "out of bounds"
     assert run(body.format(0, 4), []).findings[0].kind == "uninitialised read"
 
 
 def test_uninitialised_shared_memory():
-    body = ".shared .align 4 .b8 tile[128]; .reg .b64 %s, %w; .reg .b32 %v; mul.wide.u32 %w, %tid, 4; mov.u64 %s, tile; add.s64 %s, %s, %w; {}"
+    body = TILE + "{}"
     report = run(body.format("ld.shared.u32 %v, [%s];"), [])
     assert [f.kind for f in report.findings] == ["uninitialised read"]
     assert run(body.format("st.shared.u32 [%s], 1; ld.shared.u32 %v, [%s];"), []).ok

@@ -26,7 +26,8 @@ CASES = {
     "tail": (4, 32, lambda: [X[:101], rows(101), 101], lambda: 2 * X[:101]),
     "warp": (1, 128, lambda: [X[:384], rows(384)],
              lambda: (X[:384].reshape(-1, 32)[:, ::-1] + X[:384].reshape(-1, 32)[:, :1]).ravel()),
-    "fence": (5, 64, lambda: [X[:1280], rows(64), zeros(5, 64), zeros(1, dtype=np.int32)], lambda: X[:1280].reshape(20, 64).sum(0)),
+    "fence": (5, 64, lambda: [X[:1280], rows(64), zeros(5, 64), zeros(1, dtype=np.int32)],
+              lambda: X[:1280].reshape(20, 64).sum(0)),
     "overlap": (4, 32, lambda: [X[:250], rows(250), 250], lambda: 2 * X[:250]),
     "deadlock": (1, 64, lambda: [X[:64], rows(64)], lambda: X[63::-1]),
 }  # fmt: skip
@@ -38,7 +39,16 @@ CASES = {
 def test_the_correct_kernel_is_clean(name, arch, seed):
     grid, block, arguments, expected = CASES[name]
     args = arguments()
-    report = launch(f"{name}.cu", f"{name}<{0 if name == 'fence' else 'false'}>", grid, block, args, arch=arch, seed=seed, outputs=[1])
+    report = launch(
+        f"{name}.cu",
+        f"{name}<{0 if name == 'fence' else 'false'}>",
+        grid,
+        block,
+        args,
+        arch=arch,
+        seed=seed,
+        outputs=[1],
+    )
     assert report.ok, report
     np.testing.assert_array_equal(args[1], expected())
 
@@ -49,7 +59,7 @@ def test_the_correct_kernel_is_clean(name, arch, seed):
 def test_the_bug_is_found_at_its_line(name, arch, seed):
     grid, block, arguments, _ = CASES[name]
     report = launch(f"{name}.cu", f"{name}<true>", grid, block, arguments(), arch=arch, seed=seed, outputs=[1])
-    (kind, lines), = marked_lines(f"{name}.cu").items()
+    ((kind, lines),) = marked_lines(f"{name}.cu").items()
     found = [f for f in report.findings if f.kind == kind]
     assert found, report
     assert {s.line for f in found for s in f.source} & lines, report
@@ -88,7 +98,9 @@ def test_bank_conflicts_are_counted_at_their_line(arch):
 def test_unwritten_output(arch):
     for bug, left in (("false", 0), ("true", 2)):
         y = rows(102)
-        report = launch("missing.cu", f"missing<{bug}>", 1, 32, [X[:102], y, 102], arch=arch, outputs=[1], names=["x", "y", "n"])
+        report = launch(
+            "missing.cu", f"missing<{bug}>", 1, 32, [X[:102], y, 102], arch=arch, outputs=[1], names=["x", "y", "n"]
+        )
         assert len(report.findings) == bool(left), report
         assert np.isnan(y).sum() == left
     assert "2 of 102 elements of y were never written, first [100]" in str(report)

@@ -8,7 +8,14 @@ import pytest
 
 from .ptx import run
 
-SHAPES = [("m16n8k16", "f16"), ("m16n8k8", "f16"), ("m16n8k16", "bf16"), ("m16n8k8", "bf16"), ("m16n8k8", "tf32"), ("m16n8k4", "tf32")]
+SHAPES = [
+    ("m16n8k16", "f16"),
+    ("m16n8k8", "f16"),
+    ("m16n8k16", "bf16"),
+    ("m16n8k8", "bf16"),
+    ("m16n8k8", "tf32"),
+    ("m16n8k4", "tf32"),
+]
 SHAPES += [(s, a, b) for s in ("m16n8k16", "m16n8k32") for a, b in itertools.product(("s8", "u8"), repeat=2)]
 ELEMENTS = {"f16": np.float16, "bf16": ml_dtypes.bfloat16, "tf32": np.float32, "s8": np.int8, "u8": np.uint8}
 
@@ -42,7 +49,11 @@ def test_mma(case, warps):
 
     a, b = values(ELEMENTS[kind], warps, 16, depth), values(ELEMENTS[second], warps, depth, 8)
     accumulator = np.int32 if integers else np.float32
-    c = rng.integers(-(2**31), 2**31 - 1, (warps, 16, 8)).astype(np.int32) if integers else values(np.float32, warps, 16, 8)
+    c = (
+        rng.integers(-(2**31), 2**31 - 1, (warps, 16, 8)).astype(np.int32)
+        if integers
+        else values(np.float32, warps, 16, 8)
+    )
     per_register = 4 // a.itemsize
     count = depth // (4 * per_register)
     fragments_a = np.concatenate([fragment(m, True, 2 * count, per_register) for m in a])
@@ -54,13 +65,17 @@ def test_mma(case, warps):
             fragments_c[lane, j] = c[lane // 32, group + 8 * (j // 2), 2 * member + j % 2]
     out = np.zeros((32 * warps, 4), accumulator)
     types = ("s32", "s32") if integers else ("f32", "f32")
-    names = ["{" + ", ".join(f"%{x}{i}" for i in range(n)) + "}" for x, n in (("a", 2 * count), ("b", count), ("c", 4), ("d", 4))]
+    names = [
+        "{" + ", ".join(f"%{x}{i}" for i in range(n)) + "}"
+        for x, n in (("a", 2 * count), ("b", count), ("c", 4), ("d", 4))
+    ]
     loads = ""
     for letter, pointer, n in (("a", 0, 2 * count), ("b", 1, count), ("c", 2, 4)):
         loads += f"mul.wide.u32 %w, %tid, {4 * n}; add.s64 %x, %p{pointer}, %w;"
         loads += "".join(f"ld.global.b32 %{letter}{i}, [%x+{4 * i}];" for i in range(n))
     body = f""".reg .b32 %a<4>, %b<2>, %c<4>, %d<4>; .reg .b64 %w, %x; {loads}
-        mma.sync.aligned.{shape}.row.col.{types[0]}.{kind}.{second}.{types[1]} {names[3]}, {names[0]}, {names[1]}, {names[2]};
+        mma.sync.aligned.{shape}.row.col.{types[0]}.{kind}.{second}.{types[1]}
+            {names[3]}, {names[0]}, {names[1]}, {names[2]};
         mul.wide.u32 %w, %tid, 16; add.s64 %x, %p3, %w; st.global.v4.b32 [%x], {names[3]};"""
     report = run(body, [fragments_a, fragments_b, fragments_c, out], threads=32 * warps, strict=True)
     assert report.counters.mma == warps
@@ -79,7 +94,8 @@ def test_tf32_ignores_the_low_bits():
     out = np.zeros((32, 4), np.float32)
     body = """.reg .b32 %a<4>, %d<4>; .reg .b64 %w, %x; mul.wide.u32 %w, %tid, 16; add.s64 %x, %p0, %w;
         ld.global.v4.b32 {%a0, %a1, %a2, %a3}, [%x]; mov.b32 %d0, 0f00000000;
-        mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%d0, %d1, %d2, %d3}, {%a0, %a1, %a2, %a3}, {%a0, %a1}, {%d0, %d0, %d0, %d0};
+        mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32
+            {%d0, %d1, %d2, %d3}, {%a0, %a1, %a2, %a3}, {%a0, %a1}, {%d0, %d0, %d0, %d0};
         add.s64 %x, %p1, %w; st.global.v4.b32 [%x], {%d0, %d1, %d2, %d3};"""
     run(body, [a, out], strict=True)
     assert (out == 8).all()
@@ -91,7 +107,8 @@ def test_non_finite_operands_reach_only_their_row():
     out = np.zeros((32, 4), np.float32)
     body = """.reg .b32 %a<4>, %d<4>, %b; .reg .b64 %w, %x; mul.wide.u32 %w, %tid, 16; add.s64 %x, %p0, %w;
         ld.global.v4.b32 {%a0, %a1, %a2, %a3}, [%x]; mov.b32 %b, 0x3C003C00; mov.b32 %d0, 0;
-        mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%d0, %d1, %d2, %d3}, {%a0, %a1, %a2, %a3}, {%b, %b}, {%d0, %d0, %d0, %d0};
+        mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32
+            {%d0, %d1, %d2, %d3}, {%a0, %a1, %a2, %a3}, {%b, %b}, {%d0, %d0, %d0, %d0};
         add.s64 %x, %p1, %w; st.global.v4.b32 [%x], {%d0, %d1, %d2, %d3};"""
     run(body, [a, out], strict=True)
     assert np.isinf(out[4:8, :2]).all()
@@ -115,8 +132,10 @@ def test_ldmatrix(count, trans):
     fill = "".join(f"ld.global.u8 %b, [%a+{i}]; st.shared.u8 [%s+{i}], %b;" for i in range(bytes_per_thread))
     stores = "".join(f"st.global.u32 [%o+{4 * i}], %v{i};" for i in range(count))
     body = f""".shared .align 16 .b8 tile[1024]; .reg .b32 %v<4>, %s, %i; .reg .b64 %a, %o, %w; .reg .b16 %b;
-        mul.lo.u32 %i, %tid, {bytes_per_thread}; mov.u32 %s, tile; add.u32 %s, %s, %i; cvt.u64.u32 %w, %i; add.s64 %a, %p0, %w; {fill}
-        bar.sync 0; mul.wide.u32 %w, %tid, 4; add.s64 %a, %p1, %w; ld.global.u32 %i, [%a]; mov.u32 %s, tile; add.u32 %s, %s, %i;
+        mul.lo.u32 %i, %tid, {bytes_per_thread}; mov.u32 %s, tile; add.u32 %s, %s, %i;
+        cvt.u64.u32 %w, %i; add.s64 %a, %p0, %w; {fill}
+        bar.sync 0; mul.wide.u32 %w, %tid, 4; add.s64 %a, %p1, %w; ld.global.u32 %i, [%a];
+        mov.u32 %s, tile; add.u32 %s, %s, %i;
         ldmatrix.sync.aligned.m8n8.x{count}{".trans" if trans else ""}.shared.b16 {{{names}}}, [%s];
         mul.wide.u32 %w, %tid, {4 * count}; add.s64 %o, %p2, %w; {stores}"""
     out = np.zeros((64, count, 2), np.uint16)
@@ -128,7 +147,9 @@ def test_ldmatrix(count, trans):
 
 
 def test_ldmatrix_bounds_and_alignment():
-    body = ".shared .align 16 .b8 tile[128]; .reg .b32 %v, %s; mul.lo.u32 %s, %tid, 16; mov.u32 %v, tile; add.u32 %s, %s, %v; add.u32 %s, %s, {}; ldmatrix.sync.aligned.m8n8.x1.shared.b16 {{%v}}, [%s];"
+    body = """.shared .align 16 .b8 tile[128]; .reg .b32 %v, %s; mul.lo.u32 %s, %tid, 16; mov.u32 %v, tile;
+        add.u32 %s, %s, %v; add.u32 %s, %s, {}; ldmatrix.sync.aligned.m8n8.x1.shared.b16 {{%v}}, [%s];"""
     assert {f.kind for f in run(body.format(0), []).findings} == {"uninitialised read"}
-    assert [(f.kind, f.thread) for f in run(body.format(16), []).findings][0] == ("out of bounds", (7, 0, 0))
+    finding = run(body.format(16), []).findings[0]
+    assert (finding.kind, finding.thread) == ("out of bounds", (7, 0, 0))
     assert "misaligned" in {f.kind for f in run(body.format(8), []).findings}

@@ -41,8 +41,10 @@ def test_shuffle(mode, width):
         values = [X[i // 32 * 32 + source] for i, (source, _) in enumerate(expected)]
         text = f"shfl.sync.{mode}.b32 {{d}}, {{a}}, {{b}}, {control}, -1"
         np.testing.assert_array_equal(apply(text, [X, lane], ["b32", "b32"], "b32"), values)
-        text = "{{.reg .b32 t; shfl.sync.%s.b32 t|{d}, {a}, {b}, %d, -1;}}" % (mode, control)
-        np.testing.assert_array_equal(apply(text, [X, lane], ["b32", "b32"], "pred"), [inside for _, inside in expected])
+        text = f"{{{{.reg .b32 t; shfl.sync.{mode}.b32 t|{{d}}, {{a}}, {{b}}, {control}, -1;}}}}"
+        np.testing.assert_array_equal(
+            apply(text, [X, lane], ["b32", "b32"], "pred"), [inside for _, inside in expected]
+        )
 
 
 @pytest.mark.parametrize("case", range(4))
@@ -134,7 +136,8 @@ def test_exited_lanes_are_not_waited_for():
 
 
 def test_a_mask_that_never_arrives():
-    body = ".reg .pred %q; .reg .b32 %v; setp.lt.u32 %q, %tid, 4; @%q bra SKIP; redux.sync.add.u32 %v, %tid, -1; SKIP: bar.sync 0;"
+    body = """.reg .pred %q; .reg .b32 %v; setp.lt.u32 %q, %tid, 4; @%q bra SKIP;
+        redux.sync.add.u32 %v, %tid, -1; SKIP: bar.sync 0;"""
     report = run(body, [])
     assert "incomplete warp" in [f.kind for f in report.findings]
     finding = next(f for f in report.findings if f.kind == "incomplete warp")

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 
 from gpu_conv.emulator import EmulationError
-from gpu_conv.families import depthwise, depthwise_nchw, depthwise_nhwc
+from gpu_conv.families import depthwise, depthwise_nchw, depthwise_ncw, depthwise_nhwc
 from gpu_conv.launch import Target
 
 from . import checking
 from .checking import ARCHES, arrays, run
 
 ROWS = {row.name: row for row in depthwise.ROWS}
-NHWC, NCHW, ANY = ROWS["depthwise_nhwc"], ROWS["depthwise_nchw"], ROWS["depthwise"]
+NHWC, NCHW, NCW, ANY = (ROWS[name] for name in ("depthwise_nhwc", "depthwise_nchw", "depthwise_ncw", "depthwise"))
 LAYOUT = {1: "nwc", 2: "nhwc", 3: "ndhwc"}
 
 
@@ -28,7 +28,7 @@ def go(row, multiplier, groups, size, taps, *, last, dtype="float16", exact=True
     return run(row, x, w, groups=groups, exact=exact, **options)
 
 
-@pytest.mark.parametrize("family", [depthwise_nhwc, depthwise_nchw, depthwise])
+@pytest.mark.parametrize("family", [depthwise_nhwc, depthwise_nchw, depthwise_ncw, depthwise])
 def test_params_match_the_header(family):
     checking.assert_params_match(f"{family.__name__.split('.')[-1]}.cu", family.PARAMS)
 
@@ -114,6 +114,19 @@ def test_any_size_at_run_time(arch):
     )
 
 
+@pytest.mark.parametrize("arch", ARCHES)
+@pytest.mark.parametrize("taps", [(1, 0), (4, 3), (3, 1), (9, 8), (5, 0), (9, 4)])
+def test_rows_of_any_length(arch, taps):
+    """Every phase of a row inside a 16-byte unit, lengths around the edges of units, segments and warps."""
+    k, before = taps
+    options = {"padding": ((before, k - 1 - before),), "target": arch, "last": False}
+    for length in (1, 2, 7, 8, 9, 15, 16, 255, 256, 257, 263, 264, 511, 512, 513, 520, 1030, 1032):
+        go(NCW, 1, 9, (length,), (k,), batch=1, **options)
+    if k < 9:
+        for length in (3, 4, 127, 128, 129, 260):
+            go(NCW, 1, 5, (length,), (k,), dtype="float32", bias="float32", residual=True, activation="relu", **options)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize(("row", "last"), [(NHWC, True), (NCHW, False), (ANY, True)])
 def test_dtypes_and_epilogues(row, last, dtype):
@@ -186,7 +199,7 @@ def test_refusals(row, options, reason):
 
 
 PLANTED = [
-    (NHWC, "step < steps &&", "step <= steps &&"),
+    (NHWC, "< uint32(p.in[1]) && step", "<= uint32(p.in[1]) && step"),
     (NHWC, "if (++row == last) return;", "if (++row > last) return;"),
     (NHWC, "if (row >= first) {", "if (row > first) {"),
     (NHWC, "if (q0 + t * p.dilations[2] >= p.out[2]) continue;", "if (q0 + t * p.dilations[2] > p.out[2]) continue;"),
@@ -197,6 +210,15 @@ PLANTED = [
     (NCHW, "w0 - PAD + j >= 0 &&", "w0 - PAD + j >= -1 &&"),
     (NCHW, "w0 + kBody + j < p.in[2]", "w0 + kBody + j <= p.in[2]"),
     (NCHW, "if (thread >= p.threads) return;", ""),
+    (NCW, "lane == 31 ? last", "lane == 30 ? last"),
+    (NCW, "lane == 0 ? first", "lane == 1 ? first"),
+    (
+        NCW,
+        "at >= 0 && at + N <= p.length) {\n            store",
+        "at >= 0 && at + N <= p.length + 1) {\n            store",
+    ),
+    (NCW, "(lane + 31) % 32", "(lane + 30) % 32"),
+    (NCW, "if (row >= p.rows) return;", ""),
     (ANY, "uint32(from + j * pitch) < uint32(p.in[2])", "from + j * pitch < p.in[2]"),
     (ANY, "if (first + s >= p.filter[2]) break;", ""),
     (ANY, "if (q0 + column >= p.out[2]) break;", "if (q0 + column > p.out[2]) break;"),
@@ -204,6 +226,10 @@ PLANTED = [
 
 
 def run_all(row, last):
+    if row is NCW:
+        for length in (301, 513):
+            go(row, 1, 3, (length,), (4,), last=False, padding=((2, 1),), batch=1)
+        return
     for size in ((9, 16), (5, 13)):
         go(row, 1, 3, size, (3, 3), last=last, padding=1)
 

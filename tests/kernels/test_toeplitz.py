@@ -1,0 +1,242 @@
+"""The depthwise tensor-core kernel: windows, bands, strips, tails and non-finite values, in both PTX dialects."""
+
+import numpy as np
+import pytest
+
+from gpu_conv.emulator import EmulationError
+from gpu_conv.families import toeplitz
+from gpu_conv.launch import Target
+
+from . import checking
+from .checking import ARCHES, arrays, run
+
+(ROW,) = toeplitz.ROWS
+FILE = "depthwise_toeplitz.cu"
+
+
+def go(size, taps, *, groups=2, multiplier=1, dtype="float16", exact=True, batch=2, **options):
+    """Arrays and one run; returns the launch."""
+    x, w = arrays(dtype, 1, groups, multiplier, size, taps, batch=batch, exact=exact)
+    return run(ROW, x, w, groups=groups, exact=exact, **options)
+
+
+def test_params_match_the_header():
+    checking.assert_params_match(FILE, toeplitz.PARAMS)
+
+
+@pytest.mark.parametrize("arch", ARCHES)
+@pytest.mark.parametrize("stride", [1, 2])
+def test_residues(arch, stride):
+    """All residues of the columns modulo the column blocks of 8, hence copies of 4, 2 and 1 columns; rows around chunks."""
+    rows = (1, 2, 3, 5, 6, 7, 8, 11, 12, 13, 16, 17)
+    for columns in range(1, 25):
+        go((rows[columns % 12], columns), (3, 3), target=arch, padding=1, strides=stride, groups=1)
+
+
+@pytest.mark.parametrize(
+    "taps", [(1, 1), (2, 2), (3, 3), (4, 4), (5, 5), (6, 7), (7, 7), (9, 9), (13, 13), (1, 31), (7, 1)]
+)
+@pytest.mark.parametrize("stride", [1, 2])
+def test_filters(taps, stride):
+    """Padding that differs on the two sides, filters larger than the map."""
+    arch = ARCHES[(sum(taps) + stride) % 2]
+    padding = tuple((k // 2, (k - 1) // 2) for k in taps)
+    for size in ((12, 16), (9, 7)):
+        if min(n + k - 1 for n, k in zip(size, taps)) >= stride:
+            go(size, taps, target=arch, padding=padding, strides=stride, groups=1, exact=taps != (13, 13))
+
+
+@pytest.mark.parametrize("padding", [((-1, 2), (3, -2)), ((4, 5), (6, 1)), ((0, 0), (0, 0)), ((9, 0), (0, 20))])
+def test_padding(padding):
+    """Cropping, every phase of the alignment, and windows that lie in the padding."""
+    for arch, columns in zip(ARCHES, (20, 18)):
+        go((9, columns), (3, 3), target=arch, padding=padding)
+
+
+@pytest.mark.parametrize("arch", ARCHES)
+def test_wide_maps_are_cut_into_strips(arch):
+    for columns in (127, 128, 130, 260):
+        go((5, columns), (3, 3), target=arch, padding=1, groups=1, batch=1)
+    go((7, 264), (5, 5), target=arch, padding=2, strides=2, groups=1, batch=1)
+
+
+@pytest.mark.parametrize("arch", ARCHES)
+@pytest.mark.parametrize("length", [1, 9, 50, 132, 300])
+def test_one_axis(arch, length):
+    """The images are the rows: a filter of one row mixes none of them."""
+    for taps, batch in ((4, 1), (31, 5), (87, 9)):
+        go((length,), (taps,), target=arch, padding=((taps - 1, 0),), batch=batch, exact=taps < 40)
+        go((1, length), (1, taps), target=arch, padding=((0, 0), (taps // 2, taps // 2)), batch=batch, strides=2)
+
+
+def test_many_images_and_groups_per_warp(monkeypatch):
+    """The ring runs on from one group of streams to the next, and warps find less work than others."""
+    monkeypatch.setattr(toeplitz, "WAVES", 0.02)
+    for size, taps, batch in (((14, 14), (3, 3), 37), ((6, 28), (5, 5), 21), ((7, 7), (3, 3), 40)):
+        launch = go(size, taps, padding=taps[0] // 2, batch=batch)
+        assert launch.grid[0] <= 4
+
+
+def test_bands():
+    """A large device cuts a small problem into bands of a few rows."""
+    large = Target("sm_80", 108, 163 * 1024)
+    for columns, stride in ((16, 1), (28, 2), (13, 1)):
+        x, w = arrays("float16", 1, 4, 1, (23, columns), (5, 5), batch=3)
+        options = {"groups": 4, "padding": 2, "strides": stride}
+        cut = ROW.plan(checking.problem(x, w, **options), large)
+        run(ROW, x, w, edit=lambda launch, cut=cut: cut, **options)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_dtypes_and_epilogues(dtype):
+    """Rounding of sums, bias in both dtypes, residual, output of another dtype, activations that are not linear."""
+    for arch, bias, out, activation, columns in (
+        ("sm_80", "float32", dtype, "silu", 12),
+        ("sm_120", dtype, dtype, ("clip", -0.25, 0.5), 9),
+        ("sm_80", "float32", "float32", "gelu", 12),
+        ("sm_120", False, "float16", "hard_swish", 14),
+    ):
+        go(
+            (9, columns), (3, 3), dtype=dtype, exact=False, target=arch, padding=1,
+            bias=bias, out_dtype=out, activation=activation, residual=True,
+        )  # fmt: skip
+
+
+def test_multipliers():
+    for groups, multiplier in ((3, 2), (1, 3), (2, 1)):
+        go((5, 8), (3, 3), groups=groups, multiplier=multiplier, padding=1, bias="float32", residual=True)
+
+
+def test_strided_filters_and_views():
+    """Any strides of w; rows, channels and images of x, y and the residual that lie apart."""
+    x, w = arrays("float16", 1, 4, 1, (9, 16), (3, 5))
+    wide = np.zeros((4, 9, 9, 32), x.dtype)
+    wide[::2, 1:9:2, :, 8:24] = x
+    options = {"groups": 4, "padding": ((1, 1), (2, 2)), "residual": True}
+    run(ROW, wide[::2, 1:9:2, :, 8:24], w, **options)
+    run(ROW, x, w[:, :, ::-1, ::-1], **options)
+    run(ROW, x, np.asfortranarray(w), flip_filter=True, **options)
+    turned = np.ascontiguousarray(np.moveaxis(x, 2, 0))  # hncw
+    run(ROW, turned, w, input_layout="hncw", **options)
+
+
+def test_misaligned_arrays_take_narrower_copies():
+    for shift, vector in ((1, 1), (2, 2), (4, 4)):
+        x, w = arrays("float16", 1, 3, 1, (5, 16), (3, 3))
+        buffer = np.empty(x.size + shift, x.dtype)
+        buffer[shift:] = x.ravel()
+        launch = run(ROW, buffer[shift:].reshape(x.shape), w, groups=3, padding=1)
+        assert launch.template[6] == vector
+
+
+@pytest.mark.parametrize("arch", ARCHES)
+@pytest.mark.parametrize("columns", [24, 22, 21])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_non_finite_inputs_stay_in_their_receptive_field(arch, columns, stride):
+    """At corners and borders, in the second image, beside zero weights (0 * Inf is NaN inside the field, and only there)."""
+    x, w = arrays("float16", 1, 3, 1, (20, columns), (5, 5), exact=False)
+    w[1, :, 2] = 0
+    x[0, 0, 0, 0], x[0, 0, 19, -1], x[0, 1, 10, 11], x[0, 1, 3, 8], x[1, 2, 0, -1] = (
+        np.inf,
+        np.nan,
+        -np.inf,
+        np.inf,
+        np.nan,
+    )
+    for activation, residual in ((None, False), ("relu6", True), ("silu", False)):
+        options = {"activation": activation, "residual": residual, "strides": stride, "bias": "float32"}
+        with np.errstate(invalid="ignore"):
+            run(ROW, x, w, groups=3, padding=2, exact=False, target=arch, **options)
+
+
+def test_every_place_of_a_non_finite_input():
+    """Each position of a small map in turn: no column of a block hides it."""
+    for column in range(12):
+        x, w = arrays("bfloat16", 1, 1, 1, (3, 12), (3, 3), batch=3)
+        for row in range(3):
+            x[row, 0, row, column] = (np.inf, -np.inf, np.nan)[row]
+        run(ROW, x, w, groups=1 if column < 0 else 1, padding=1, exact=False) if column < 0 else None
+        pair = np.concatenate([x, x[::-1]], axis=1)
+        run(ROW, np.ascontiguousarray(pair), np.concatenate([w, w + 1]), groups=2, padding=1, exact=False)
+
+
+def test_sums_beyond_float32_stay_infinite():
+    """bfloat16 reaches 3e38: products that overflow are no reason to touch a neighbour."""
+    x, w = arrays("bfloat16", 1, 2, 1, (5, 12), (3, 3), batch=1)
+    x[0, 0, 2, 5] = 3e38
+    w[...] = 2
+    run(ROW, x, w, groups=2, padding=1, exact=False)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"groups": 4}, "2 input channels"),
+        ({"strides": (1, 2)}, "the same along rows and columns"),
+        ({"strides": 3}, "takes 1 or 2"),
+        ({"dilations": 2}, "dilations"),
+        ({"input_layout": "nhwc"}, "last axis of x has stride"),
+    ],
+)
+def test_refusals(options, reason):
+    options = {"groups": 8, **options}
+    x = np.zeros((1, 8, 8, 8), "float16")
+    w = np.zeros((8, 8 // options["groups"], 3, 3), "float16")
+    assert reason in ROW.refuses(checking.problem(x, w, **options), checking.TARGETS["sm_80"])
+
+
+def test_refuses_dtypes_devices_and_filters():
+    def refusal(taps=(3, 3), dtype="float16", target=checking.TARGETS["sm_80"]):
+        x, w = np.zeros((1, 4, 20, 20), dtype), np.zeros((4, 1, *taps), dtype)
+        return ROW.refuses(checking.problem(x, w, groups=4, padding=9), target)
+
+    assert "float32" in refusal(dtype="float32")
+    assert "8.0" in refusal(target=Target("sm_75", 40, 64 * 1024))
+    assert "13x13" in refusal((15, 3))
+    assert refusal((13, 13)) is None
+
+
+def test_small_shared_memory_takes_fewer_streams():
+    """13 x 13 on 7 x 7 maps: 16 streams would need more shared memory than most devices have."""
+    x, w = arrays("float16", 1, 2, 1, (7, 7), (13, 13), batch=5, exact=False)
+    launch = run(ROW, x, w, target="sm_120", groups=2, padding=6, exact=False)
+    assert launch.shared_bytes <= 99 * 1024
+
+
+PLANTED = [
+    ("__syncwarp();  // all lanes", "// all lanes"),
+    ("shared_store_16(ring + i, {0, 0, 0, 0})", "shared_store_16(ring + i, {0, 0, 0x3c003c00, 0})"),
+    ("copy_wait<STAGES - 2>();", "copy_wait<STAGES - 1>();"),
+    ("const bool inside = uint32(row[c] + i) < uint32(p.in[0]);", "const bool inside = row[c] + i < p.in[0];"),
+    ("row[c] = stream.exists ? first : p.in[0];", "row[c] = first;"),
+    ("min_of(p.band, p.out[0] - s.first_row)", "p.band"),
+    ("if (uint32(first + step) < uint32(rows[half])) {", "if (first + step < rows[half]) {"),
+    ("rows[half] = column < p.out[1] ?", "rows[half] = column <= p.out[1] ?"),
+    ("sum[(step + 1) % Walk::kLive][half]", "sum[step % Walk::kLive][half]"),
+    ("left >= STAGES", "left > STAGES"),
+    ("if (__any_sync(0xffffffffu, probe != probe)) {", "if (false) {"),
+    ("probe = fmaf(0.0f, complete[0], probe);", "if (half) probe = fmaf(0.0f, complete[0], probe);"),
+    ("const int32 to = min_of(window + width, p.in[1]);", "const int32 to = window + width;"),
+]
+
+
+@pytest.mark.parametrize(("old", "new"), PLANTED)
+def test_planted_bugs_are_found(monkeypatch, old, new):
+    checking.plant(monkeypatch, FILE, old, new)
+    monkeypatch.setattr(toeplitz, "WAVES", 0.02)
+    with pytest.raises((AssertionError, EmulationError)):  # noqa: PT012  (either case may find it)
+        go((13, 14), (3, 3), padding=1, batch=21)
+        go((13, 13), (3, 3), padding=1, batch=3)
+        x, w = arrays("float16", 1, 1, 1, (13, 28), (3, 3), exact=False)
+        x[0, 0, 4, 3] = x[1, 0, 12, 27] = np.inf
+        run(ROW, x, w, groups=1, padding=1, exact=False)
+
+
+def test_lean():
+    """No spills, no local memory on any architecture, for the epilogues that need most registers."""
+    problems = []
+    for size, taps, stride in (((56, 56), 3, 1), ((14, 14), 5, 1), ((28, 28), 7, 2)):
+        x, w = arrays("float16", 1, 2, 1, size, (taps, taps), batch=1)
+        problems.append(checking.problem(x, w, groups=2, padding=taps // 2, strides=stride, activation="gelu"))
+    for arch in ("sm_80", "sm_86", "sm_89", "sm_90a", "sm_100", "sm_120"):
+        checking.assert_lean([ROW.plan(p, Target(arch, 100, 99 * 1024)) for p in problems], [arch])
