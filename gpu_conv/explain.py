@@ -114,13 +114,20 @@ def _on_cpu(problem: ConvProblem, operands: dict[str, Any]) -> Explanation:
     return Explanation(problem, "cpu", ready.name, rows, None, None, None, None, *work)
 
 
+def _passed_over(problem: ConvProblem, kernel: str) -> str | None:
+    from . import dispatch
+
+    reason = dispatch.slower(problem, kernel)
+    return reason and f"could run it, slower for {reason}"
+
+
 def _on_gpu(problem: ConvProblem, device: str, target: Target, kernel: str | None) -> Explanation:
     from . import dispatch
     from .cuda import CudaUnavailable, compiler
 
     row = dispatch.select(problem, target, kernel)
     launch = row.plan(problem, target)
-    rows = tuple((r.name, r.refuses(problem, target)) for r in dispatch.TABLE)
+    rows = tuple((r.name, r.refuses(problem, target) or _passed_over(problem, r.name)) for r in dispatch.TABLE)
     registers = shared = None
     try:
         compiled = compiler.compile_launch(launch, target.arch)

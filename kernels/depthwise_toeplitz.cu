@@ -12,10 +12,9 @@
 // Shared memory: per warp a ring of STAGES chunks of rows, filled by asynchronous copies of VECTOR columns (VECTOR = 1:
 //        plain loads, for rows that no 4-byte address fits). Columns in the padding are zeroed once.
 // Traffic: x once plus ROWS - STRIDE rows per band, y and residual once, w once per warp (from the caches).
-// Non-finite inputs: zeros of the band times Inf would reach all 8 columns of a block, so each of them betrays it. One
+// Non-finite inputs: zeros of the band times Inf reach all 8 columns of a block, so that each of them betrays it. One
 // in
-//        two is looked at (half an instruction per output); chunks of rows with any are computed again without the
-//        band.
+//        two is looked at (half an instruction per output); a chunk with any is computed again without the band.
 // Limits: column stride 1 in x and y; an image is shorter than 2^31 elements from its first to its last row.
 #include "epilogue.cuh"
 #include "tensor_core.cuh"
@@ -125,8 +124,9 @@ struct ToeplitzUnit {
 // stream.
 template <class X, int VECTOR, int COPIES, int INPUTS>
 struct ToeplitzCopies {
-    static constexpr int kNone = -1;
-    int32 place[COPIES];  // stream * 2^16 + column, or kNone
+    static constexpr int32 kNone = -1;
+    static constexpr int kLoads = 8;  // in flight together where VECTOR = 1
+    int32 place[COPIES];              // stream * 2^16 + column, or kNone
     uint32 destination[COPIES];
     const X* source[COPIES];
     int32 row[COPIES];
@@ -155,25 +155,33 @@ struct ToeplitzCopies {
         }
     }
 
+    static DEVICE bool inside(const DepthwiseToeplitzParams& p, int32 row) { return uint32(row) < uint32(p.in[0]); }
+
     // Start the copies of the next INPUTS rows to `slot` bytes behind the start of the ring.
     DEVICE void copy(const DepthwiseToeplitzParams& p, uint32 slot, uint32 row_bytes) {
 #pragma unroll
         for (int c = 0; c < COPIES; c++) {
             if (place[c] == kNone) continue;
-            uint16 bits[INPUTS];  // VECTOR = 1: all loads before the first store
+            if constexpr (VECTOR > 1) {
 #pragma unroll
-            for (int i = 0; i < INPUTS; i++) {
-                const X* from = source[c] + int64(i) * p.x_row;
-                const bool inside = uint32(row[c] + i) < uint32(p.in[0]);
-                if constexpr (VECTOR == 1) {
-                    bits[i] = inside ? uint16(load<X, 1>(from).word[0]) : uint16(0);
-                } else {
-                    copy_async<VECTOR* int(sizeof(X))>(destination[c] + slot + i * row_bytes, from, inside);
+                for (int i = 0; i < INPUTS; i++) {
+                    copy_async<VECTOR* int(sizeof(X))>(destination[c] + slot + i * row_bytes,
+                                                       source[c] + int64(i) * p.x_row, inside(p, row[c] + i));
                 }
-            }
-            if constexpr (VECTOR == 1) {
+            } else {
 #pragma unroll
-                for (int i = 0; i < INPUTS; i++) shared_store_2(destination[c] + slot + i * row_bytes, bits[i]);
+                for (int first = 0; first < INPUTS; first += kLoads) {
+                    uint16 bits[kLoads];  // all loads before the first store
+#pragma unroll
+                    for (int i = first; i < min_of(first + kLoads, INPUTS); i++) {
+                        bits[i - first] = 0;
+                        if (inside(p, row[c] + i)) bits[i - first] = source[c][int64(i) * p.x_row].bits;
+                    }
+#pragma unroll
+                    for (int i = first; i < min_of(first + kLoads, INPUTS); i++) {
+                        shared_store_2(destination[c] + slot + i * row_bytes, bits[i - first]);
+                    }
+                }
             }
             source[c] += int64(INPUTS) * p.x_row;
             row[c] += INPUTS;
@@ -244,6 +252,8 @@ __global__ void __launch_bounds__(kToeplitzWarps * 32, MIN_BLOCKS)
     static_assert(VECTOR == 1 || VECTOR == 2 || VECTOR == 4, "wider copies would need a lead of up to 7 zero columns");
     static_assert(STAGES >= 2, "one chunk is computed while another one arrives");
     typedef ToeplitzWalk<ROWS, STRIDE> Walk;
+    constexpr int kBuffers =
+        ROWS * STEPS < 20 ? 2 : 1;  // rows in registers: the next one loads while one is multiplied
     extern __shared__ __align__(16) unsigned char shared[];
 
     const int32 warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
@@ -327,11 +337,12 @@ __global__ void __launch_bounds__(kToeplitzWarps * 32, MIN_BLOCKS)
 
         const int32 first = chunk * Walk::kOutputs - Walk::kLive + 1;  // output row that is complete first
         float probe = 0.0f;
-        uint32 a[2][STEPS][4];
-        load_row(a[0], line + slot);
+        uint32 a[kBuffers][STEPS][4];
+        if (kBuffers == 2) load_row(a[0], line + slot);
 #pragma unroll
         for (int i = 0; i < Walk::kInputs; i++) {
-            if (i + 1 < Walk::kInputs) load_row(a[(i + 1) % 2], line + slot + (i + 1) * row_bytes);
+            const int next = i + kBuffers - 1;
+            if (next < Walk::kInputs) load_row(a[next % kBuffers], line + slot + next * row_bytes);
             const int step = i / STRIDE, phase = i % STRIDE;
             if (phase == 0) {
                 for (int e = 0; e < 4; e++) sum[step % Walk::kLive][e / 2][e % 2] = start;
@@ -340,7 +351,7 @@ __global__ void __launch_bounds__(kToeplitzWarps * 32, MIN_BLOCKS)
             for (int r = phase; r < ROWS; r += STRIDE) {
                 float (&s)[2][2] = sum[(step + Walk::kLive - r / STRIDE) % Walk::kLive];
 #pragma unroll
-                for (int k = 0; k < STEPS; k++) mma<X, X>(s[0], s[1], a[i % 2][k], band[r][k][0], band[r][k][1]);
+                for (int k = 0; k < STEPS; k++) mma<X, X>(s[0], s[1], a[i % kBuffers][k], band[r][k][0], band[r][k][1]);
             }
             if (phase != Walk::kLastPhase) continue;
 #pragma unroll

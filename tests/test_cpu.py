@@ -112,9 +112,23 @@ def random_call(rng):
     return arguments.prepare(x, w, bias, out=out, **options)
 
 
-@pytest.mark.parametrize("seed", range(600))
-def test_every_strategy_on_random_calls(seed):
-    call = random_call(np.random.default_rng(seed))
+TINY = {
+    "im2col": {"COLUMNS": 40, "NARROW": 2},
+    "pointwise": {"BLOCK": 12},
+    "depthwise": {"BLOCK": 40, "RUN": (5, 20), "ROW": 30, "WIDE": 3},
+    "flat": {"BLOCK": 60},
+    "epilogue": {"TILE": 30},
+    "scratch": {"KEEP": 4000},
+}
+
+
+@pytest.mark.parametrize("blocks", ["whole", "tiny"])
+@pytest.mark.parametrize("seed", range(400))
+def test_every_strategy_on_random_calls(seed, blocks, monkeypatch):
+    for module, constants in TINY.items() if blocks == "tiny" else ():
+        for name, value in constants.items():
+            monkeypatch.setattr(f"gpu_conv.cpu.{module}.{name}", value)
+    call = random_call(np.random.default_rng(seed + 1000 * (blocks == "tiny")))
     for prepared in strategies(call):
         call.result[...] = np.nan if call.result.dtype.kind not in "iu" else 55
         run(prepared, call)

@@ -36,6 +36,9 @@ DTYPE_NAMES: dict[Any, str] = {
     f64: "f64",
 }
 NAMED_DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
+SPECIAL_REGISTERS = {f"{base}.{axis}" for base in ("tid", "ntid", "ctaid", "nctaid") for axis in "xyz"}
+SPECIAL_REGISTERS |= {"laneid", "warpid", "nwarpid", "dynamic_smem_size", "total_smem_size"}
+SPECIAL_REGISTERS |= {f"lanemask_{relation}" for relation in ("lt", "le", "eq", "ge", "gt")}
 HALVES = ("f16", "bf16", "f16x2", "bf16x2")
 
 
@@ -150,6 +153,8 @@ class Writer:
                     return self.constant(exact.view({4: f32, 8: f64}[size]).astype(dtype), dtype)
                 return self.constant(exact.astype(UNSIGNED[size_of(dtype)]).view(dtype), dtype)
             case Special(name):
+                if name not in SPECIAL_REGISTERS:
+                    raise self.unsupported(f"special register %{name}")
                 return f"m.special({name!r}).astype({DTYPE_NAMES[dtype]}, copy=False)"
             case Symbol(name):
                 return f"m.address_of({name!r}).astype({DTYPE_NAMES[dtype]})"

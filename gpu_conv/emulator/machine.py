@@ -179,15 +179,11 @@ class Machine:
                 return (thread // WARP).astype(np.uint32)
             case "nwarpid":
                 return np.uint32(self.block_lanes // WARP)
-            case "WARP_SZ":
-                return np.uint32(WARP)
             case "dynamic_smem_size":
                 return np.uint32(launch.dynamic_shared)
             case "total_smem_size":
                 return np.uint32(self.shared.size)
-        if base.startswith("lanemask_"):
-            return lane_mask(base.removeprefix("lanemask_"), self.lane_count)
-        raise KeyError(f"special register %{name}")
+        return lane_mask(base.removeprefix("lanemask_"), self.lane_count)
 
     def _coordinate(self, index: Indices, sizes: Coordinates, axis: int) -> Value:
         if sizes[axis] == 1:

@@ -41,7 +41,8 @@ _LABEL = re.compile(r"([A-Za-z_$%][\w$]*)\s*:(?!:)")
 _OPCODE = re.compile(r"([a-z][\w.:]*)\s*(.*)$", re.S)
 _ADDRESS = re.compile(r"([^\s+\-][^\s+]*)\s*(?:\+\s*(-?\w+))?$")
 _INITIAL_VALUE = re.compile(r"0[fF][0-9a-fA-F]{8}|0[dD][0-9a-fA-F]{16}|-?0[xX][0-9a-fA-F]+|-?\d+")
-_IGNORED_STATEMENTS = (".pragma", ".callprototype")
+# Device functions are refused where they are called, so the declarations around a call say nothing new.
+_IGNORED_STATEMENTS = (".pragma", ".callprototype", ".param")
 
 
 @lru_cache(64)
@@ -183,7 +184,10 @@ class _Body:
                 self.label(match[1])
             else:
                 line = parser.line(parser.position)
-                self.statement(parser.statement(), line)
+                try:
+                    self.statement(parser.statement(), line)
+                except PtxSyntaxError as error:
+                    raise PtxSyntaxError(f"PTX line {line}: {error}") from None
 
     def location(self, match: re.Match[str]) -> None:
         """Remember the source line. `inlined_at` names the caller, which an earlier `.loc` may place in its own."""
@@ -216,7 +220,7 @@ class _Body:
             variable = _variable(text)
             self.kernel.variables[variable.name] = variable
         elif text.startswith("."):
-            raise PtxSyntaxError(f"PTX line {line}: directive {text!r}")
+            raise PtxSyntaxError(f"directive {text!r}")
         else:
             self.kernel.body.append(self.instruction(text, line))
 
@@ -239,11 +243,11 @@ class _Body:
             match = re.match(r"@(!?)\s*([%\w$]+)\s+(.*)$", text)
             register = self.register(match[2]) if match else None
             if not match or register is None:
-                raise PtxSyntaxError(f"PTX line {line}: guard of {text!r}")
+                raise PtxSyntaxError(f"guard of {text!r}")
             guard, body = (register, match[1] == "!"), match[3]
         match = _OPCODE.match(body)
         if not match:
-            raise PtxSyntaxError(f"PTX line {line}: {text!r}")
+            raise PtxSyntaxError(f"instruction {text!r}")
         opcode, *modifiers = match[1].replace("::", "\0").split(".")
         return Instruction(
             opcode,

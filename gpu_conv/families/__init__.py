@@ -16,7 +16,7 @@ class Row:
     Attributes:
         name: what ``kernel="name"`` forces and ``explain`` prints.
         refuses: legality: why this kernel cannot run the problem on the target, one line for the user; None if it can.
-            Preference is not its business: that is the order of the table.
+            Preference is not its business: that is the order of the table, and ``dispatch.SLOWER``.
         plan: the launch for a problem that is not refused.
     """
 

@@ -9,7 +9,15 @@ from collections.abc import Iterator
 
 from ..launch import Launch, Target, pack, struct
 from ..problem import ITEMSIZE, ConvProblem
-from . import Row, depthwise_common, depthwise_nchw, depthwise_ncw, depthwise_nhwc, depthwise_nhwc_tile
+from . import (
+    Row,
+    depthwise_common,
+    depthwise_nchw,
+    depthwise_nchw_tile,
+    depthwise_ncw,
+    depthwise_nhwc,
+    depthwise_nhwc_tile,
+)
 from .depthwise_common import THREADS, ctypes, three
 from .direct import INT32_LIMIT, activation_parameters
 
@@ -124,6 +132,7 @@ ROWS = (
     *depthwise_ncw.ROWS,
     *depthwise_nhwc_tile.ROWS,
     *depthwise_nhwc.ROWS,
+    *depthwise_nchw_tile.ROWS,
     *depthwise_nchw.ROWS,
     Row("depthwise", refuses, plan),
 )

@@ -71,16 +71,6 @@ class Tile:
     def rows(self) -> int:
         return self.bands * self.height
 
-    def staged(self, rows: int, columns: int) -> int:
-        """Input pixels of a block for a filter of that size."""
-        return (self.rows - 1 + rows) * (self.columns - 1 + columns)
-
-    def shared_bytes(self, rows: int, columns: int, itemsize: int) -> int:
-        """The input tile and the filter as float32 (see kTile and SHARED)."""
-        pixel = self.channels * itemsize
-        pixel += COPY if pixel < BANK_LINE else 0
-        return self.staged(rows, columns) * pixel + rows * columns * self.channels * 4
-
 
 # Issue slots per output of a whole block, sm_90a, full tile: 3x3 25, 5x5 54, 7x7 81. Four blocks of 40 KB keep more in
 # flight than registers can hold: 36 KB of 16-bit loads in registers reached 73 % of an H100's copy bandwidth.
@@ -116,6 +106,18 @@ def _blocks(p: ConvProblem, tile: Tile) -> int:
     return p.batch * channels * columns * rows * p.dilations[0] * p.dilations[1]
 
 
+def _staged(p: ConvProblem, tile: Tile) -> int:
+    """Input pixels of one block."""
+    return (tile.rows - 1 + p.filter[0]) * (tile.columns - 1 + p.filter[1])
+
+
+def _shared_bytes(p: ConvProblem, tile: Tile) -> int:
+    """The input tile and the filter as float32: SHARED, which the kernel compares with its own count."""
+    pixel = tile.channels * ITEMSIZE[p.x.dtype]
+    pixel += COPY if pixel < BANK_LINE else 0
+    return _staged(p, tile) * pixel + p.filter[0] * p.filter[1] * tile.channels * 4
+
+
 def _tile(p: ConvProblem, target: Target) -> Tile:
     """The cheapest tile for the filter; fewer blocks than the device holds cost as much as a full device."""
     taps = max(p.filter)
@@ -123,7 +125,7 @@ def _tile(p: ConvProblem, target: Target) -> Tile:
 
     def cost(tile: Tile) -> int:
         outputs = tile.channels * tile.columns * tile.rows
-        one = outputs * (p.filter[0] * p.filter[1] + ROW) + tile.staged(*p.filter) * tile.channels * STAGE
+        one = outputs * (p.filter[0] * p.filter[1] + ROW) + _staged(p, tile) * tile.channels * STAGE
         return max(_blocks(p, tile), target.multiprocessors * tile.min_blocks) * one
 
     return min((t for t in TILES if t.taps == size), key=cost)
@@ -150,8 +152,7 @@ def refuses(p: ConvProblem, target: Target) -> str | None:
         return f"{p.groups} channels of {p.x.dtype} are no multiple of {COPY} bytes"
     if max(p.x.size // p.batch, p.y.size // p.batch, _blocks(p, TILES[-1]) * 32) >= INT32_LIMIT:
         return "x or y has too many elements for 32-bit offsets"
-    tile = _tile(p, target)
-    if tile.shared_bytes(*p.filter, ITEMSIZE[p.x.dtype]) > target.shared_per_block:
+    if _shared_bytes(p, _tile(p, target)) > target.shared_per_block:
         return f"a block needs more shared memory than the {target.shared_per_block} bytes of the device"
     return None
 
@@ -160,7 +161,7 @@ def plan(p: ConvProblem, target: Target) -> Launch:
     """The launch for a problem with at least one output element."""
     tile = _tile(p, target)
     channel_blocks, column_tiles, row_tiles = _tiles(p, tile)
-    shared = tile.shared_bytes(*p.filter, ITEMSIZE[p.x.dtype])
+    shared = _shared_bytes(p, tile)
     code, alpha, beta = activation_parameters(p.activation, p.accumulate)
     params = pack(
         PARAMS,

@@ -115,7 +115,8 @@ def demand_of(p: ConvProblem) -> Demand:
         residual=p.residual is not None,
         engine=_engine(p),
         pixels_in_rows=access.pixels_in_rows,
-        transposed=access.transposed,
+        x_copy=access.x_copy,
+        w_copy=access.w_copy,
     )
 
 

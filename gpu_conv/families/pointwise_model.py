@@ -18,7 +18,8 @@ class Demand:
         groups: how many products.
         x_size, y_size: bytes per element.
         residual: whether a tensor like the output is read as well.
-        engine, pixels_in_rows, transposed: as in the kernel's templates.
+        engine, pixels_in_rows: as in the kernel's templates.
+        x_copy, w_copy: bytes per asynchronous copy of x and w; less than 4: gathered element by element.
     """
 
     pixels: int
@@ -30,7 +31,8 @@ class Demand:
     residual: bool
     engine: Engine
     pixels_in_rows: bool
-    transposed: bool
+    x_copy: int = 16
+    w_copy: int = 16
 
     def tile_sizes(self, tile: Tile) -> tuple[int, int]:
         """Pixels and channels of a tile."""
@@ -106,6 +108,7 @@ _PRODUCT = 1.53  # clocks of one 16 x 8 x 32-byte mma.sync
 _ISSUE = 128 * 0.8  # instructions of threads
 _SECOND = 0.15  # how much of what does not bind adds to what binds
 _LOAD_LATENCY, _SLAB_LATENCY, _TILE_LATENCY = 1200, 120, 1000  # clocks: first slab, each slab, epilogue
+_GATHER_LATENCY = 700  # clocks, of two 16-byte chunks of a thread
 _WORKSPACE = 4000  # clocks: clearing the tickets is a launch of its own, the partial sums come back from the L2 cache
 
 
@@ -113,20 +116,28 @@ def clocks(demand: Demand, tile: Tile, target: Target) -> float:
     """Predicted duration in clocks: what the busiest multiprocessor moves and computes, or waits for."""
     pixel_tiles, channel_tiles = demand.tiles(tile)
     blocks, slabs = demand.blocks(tile, target), demand.slabs(tile)
+    splits = demand.splits(tile, target)
     terms = _terms(demand, tile)
     busy = max(terms) + _SECOND * (sum(terms) - max(terms))
-    splits = demand.splits(tile, target)
-    chain = ceil(slabs / splits) * _SLAB_LATENCY + _TILE_LATENCY
+    _, _, arithmetic, shared, _ = terms
+    alone = max(arithmetic * max(1.0, 4 * 32 / tile.threads), shared)  # one block cannot do better
+    chain = (alone + slabs * (_SLAB_LATENCY + _wait(demand, tile))) / splits + _TILE_LATENCY
     if not tile.resident:
         each = ceil(pixel_tiles * channel_tiles * demand.groups * splits / target.multiprocessors)
-        wait = _LOAD_LATENCY + (_WORKSPACE if tile.split else 0)
-        return wait + max(ceil(each / blocks) * (_LOAD_LATENCY + chain), each * busy / splits)
+        start = _LOAD_LATENCY + (_WORKSPACE if tile.split else 0)
+        return start + max(ceil(each / blocks) * (_LOAD_LATENCY + chain), each * busy / splits)
     workers = demand.workers(tile, target)
-    total = workers * channel_tiles * demand.groups
-    each = ceil(total / target.multiprocessors)
+    each = ceil(workers * channel_tiles * demand.groups / target.multiprocessors)
     rounds = ceil(pixel_tiles / workers)
     filter_load = each * demand.tile_sizes(tile)[1] * slabs * tile.slab / _L2
     return _LOAD_LATENCY + filter_load + rounds * max(ceil(each / blocks) * chain, each * busy)
+
+
+def _wait(demand: Demand, tile: Tile) -> float:
+    """Clocks per slab that a thread waits for elements that it gathers itself."""
+    pixels, channels = demand.tile_sizes(tile)
+    lines = (pixels if demand.x_copy < 4 else 0) + (channels if demand.w_copy < 4 and not tile.resident else 0)
+    return ceil(lines * tile.slab / 16 / tile.threads / 2) * _GATHER_LATENCY
 
 
 def _terms(demand: Demand, tile: Tile) -> tuple[float, ...]:
@@ -138,7 +149,6 @@ def _terms(demand: Demand, tile: Tile) -> tuple[float, ...]:
     output = pixels_used * channels_used * demand.y_size * (2 if demand.residual else 1)
     x, w = pixels_used * k_bytes, 0 if tile.resident else channels_used * k_bytes
     computed = tile.rows * tile.columns
-    staged = slab_bytes * (pixels + (0 if tile.resident else channels))
     if demand.engine is Engine.IEEE:
         multiply_adds = computed * slab_bytes / 4
         arithmetic, instructions = multiply_adds / 128, multiply_adds * 1.12
@@ -148,6 +158,14 @@ def _terms(demand: Demand, tile: Tile) -> tuple[float, ...]:
         products *= 1.25 if demand.engine is Engine.TENSOR_CORES_ZERO_POINTS else 1
         arithmetic, instructions = products * _PRODUCT, products * 32 * 2
         fragments = (tile.warp_rows / 4 + tile.warp_columns / 4) / 32
-    shared = (slab_bytes * fragments * tile.warps) + staged / 128 + 2 * computed * demand.y_size / 128
-    instructions += computed * 8 + staged / 16 * 12 + tile.threads * (60 if tile.resident else 250)
+    staged = slab_bytes * (pixels + (0 if tile.resident else channels))
+    shared = slab_bytes * fragments * tile.warps + staged / 128 + 2 * computed * demand.y_size / 128
+    instructions += slab_bytes * pixels * _per_byte(demand.x_copy, demand.x_size)
+    instructions += 0 if tile.resident else slab_bytes * channels * _per_byte(demand.w_copy, demand.x_size)
+    instructions += computed * 8 + tile.threads * (60 if tile.resident else 250)
     return (x / channel_tiles + output) / _DRAM, (x + w + output) / _L2, arithmetic, shared, instructions / _ISSUE
+
+
+def _per_byte(copy: int, size: int) -> float:
+    """Instructions that stage one byte."""
+    return 12 / copy if copy >= 4 else 6 / size + 2

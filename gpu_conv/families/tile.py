@@ -106,20 +106,15 @@ def demand_of(p: ConvProblem) -> Demand:
     )
 
 
-def plan(p: ConvProblem, target: Target) -> Launch:
-    """The launch with the tile that the model finds fastest.
+def plan(p: ConvProblem, target: Target, tile: Tile | None = None) -> Launch:
+    """The launch with the tile that the model finds fastest, or with a given one.
 
     Filters whose input channels are contiguous (``ohwi``) are copied as they lie; others are gathered element by element,
     which costs little where the filter stays in shared memory and about a third of the time where it is streamed.
     """
     demand = demand_of(p)
-    tile = choose(demand, target)
+    tile = tile or choose(demand, target)
     assert tile is not None, "refused"
-    return launch(p, demand, tile, target)
-
-
-def launch(p: ConvProblem, demand: Demand, tile: Tile, target: Target) -> Launch:
-    """The launch with a given tile."""
     residual = p.residual or p.y
     row_tiles, column_tiles, _ = demand.tiles(tile)
     blocks, workers = demand.channel_blocks(tile), demand.workers(tile, target)

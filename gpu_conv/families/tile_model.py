@@ -149,7 +149,9 @@ class Demand:
         if shared > target.shared_per_block or self.registers(tile) > 255:
             return 0
         warps = 48 if target.capability in (86, 89, 120) else 64
-        warps = min(warps, 4 * (512 // (ceil(self.registers(tile) / 8) * 8)))  # four register files of 512 x 32 registers
+        warps = min(
+            warps, 4 * (512 // (ceil(self.registers(tile) / 8) * 8))
+        )  # four register files of 512 x 32 registers
         return min((target.shared_per_block + 1024) // (shared + 1024), warps // tile.warps)
 
     def workers(self, tile: Tile, target: Target) -> int:

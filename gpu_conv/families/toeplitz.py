@@ -38,27 +38,34 @@ class Tile:
 
     Attributes:
         rows: most filter rows; the kernel is unrolled over the true number.
+        stride: of rows and columns.
         steps: most products along a filter row.
         min_blocks: blocks per multiprocessor to compile for; it caps the registers at 65536 / (128 * min_blocks). One
             less for each of: x is read element by element, there is a residual.
     """
 
     rows: int
+    stride: int
     steps: int
     min_blocks: int
 
 
-# The first row that covers the filter. Registers are the filter (2 * rows * steps), the sums (4 * rows) and about 60.
+# The first row that covers the filter. Registers are the filter (2 * rows * steps), the sums (4 * rows / stride) and 60
+# to 80 more: 84 to 100 for 3x3, 94 for 5x5, 106 for 7x7. The caps leave room for other compilers; they are no aim.
 TILES = (
-    Tile(3, 1, 5),
-    Tile(3, 3, 5),
-    Tile(1, 6, 5),
-    Tile(5, 1, 5),
-    Tile(5, 3, 4),
-    Tile(7, 1, 4),
-    Tile(7, 2, 3),
-    Tile(9, 2, 3),
-    Tile(13, 2, 2),
+    Tile(3, 1, 3, 4),
+    Tile(1, 1, 6, 4),
+    Tile(5, 1, 1, 4),
+    Tile(5, 1, 3, 3),
+    Tile(7, 1, 1, 4),
+    Tile(7, 1, 2, 2),
+    Tile(9, 1, 2, 2),
+    Tile(13, 1, 2, 1),
+    Tile(3, 2, 2, 4),
+    Tile(3, 2, 3, 3),
+    Tile(5, 2, 2, 3),
+    Tile(7, 2, 3, 2),
+    Tile(11, 2, 2, 1),
 )
 STAGES = (4, 3, 2)  # chunks of rows in a warp's ring: the most for which min_blocks blocks share a multiprocessor
 
@@ -88,7 +95,7 @@ def refuses(p: ConvProblem, target: Target) -> str | None:
         return f"strides are {p.strides}; depthwise_toeplitz takes 1 or 2, the same along rows and columns"
     geometry = _Geometry(p, target)
     if geometry.tile is None:
-        return f"the filter is {p.filter}; depthwise_toeplitz is unrolled up to 13x13"
+        return f"the filter is {p.filter}; depthwise_toeplitz is unrolled up to 13x13 (11x11 with stride 2)"
     if geometry.shared_bytes > target.shared_per_block:
         return f"its ring of rows needs {geometry.shared_bytes} bytes of shared memory, {target.name} has less"
     row = max(abs(geometry.row_stride(t)) for t in (p.x, p.y, p.residual or p.y))
@@ -175,8 +182,9 @@ class _Geometry:
 
     @cached_property
     def flat(self) -> bool:
-        """One row per image and per filter: then the images are the rows of one image."""
-        return _two(self.p.in_spatial, 1)[0] == _two(self.p.out_spatial, 1)[0] == self.rows == 1
+        """One row per image and per filter, and no stride: then the images are the rows of one image."""
+        rows = _two(self.p.in_spatial, 1)[0], _two(self.p.out_spatial, 1)[0], self.rows, self.stride
+        return rows == (1, 1, 1, 1)
 
     @cached_property
     def images(self) -> int:
@@ -228,8 +236,8 @@ class _Geometry:
 
     @cached_property
     def tile(self) -> Tile | None:
-        live = -(-self.rows // self.stride)
-        return next((t for t in TILES if self.rows <= t.rows and live <= t.rows and self.steps <= t.steps), None)
+        size = self.rows, self.stride, self.steps
+        return next((t for t in TILES if size[0] <= t.rows and size[1] == t.stride and size[2] <= t.steps), None)
 
     @cached_property
     def min_blocks(self) -> int:
@@ -258,9 +266,10 @@ class _Geometry:
 
     @cached_property
     def copies(self) -> int:
-        """Copies of a lane per row."""
+        """Copies of a lane per row; a power of two, and never fewer than most maps need: fewer kernels to compile."""
         vectors = min(self.window, self.size[1]) // self.vector
-        return max(1, -(-self.per_group * vectors // 32))
+        needed = -(-self.per_group * vectors // 32)
+        return max(4 * self.stride // self.vector, 1 << (needed - 1).bit_length())
 
     @cached_property
     def stream_pitch(self) -> int:

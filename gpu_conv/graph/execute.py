@@ -308,8 +308,10 @@ class Planner:
                 return None
             if node.inputs[0] == name:
                 filter_ = self.values[node.inputs[1]]
-                if filter_.array.ndim != len(spatial) + 2 or not np.isfinite(filter_.array).all():
-                    return None  # padding contributes nothing, but 0 * inf would
+                if not filter_.static or filter_.array.ndim != len(spatial) + 2:
+                    return None
+                if not np.isfinite(filter_.array).all():  # padding contributes nothing, but 0 * inf would
+                    return None
                 agreed.add(Window.of(node, filter_.array.shape[2:]).pads(spatial))
         pads = agreed.pop() if len(agreed) == 1 else ()
         return pads if any(map(any, pads)) and min(map(min, pads)) >= 0 else None

@@ -81,7 +81,8 @@ def test_barrier_reductions(operation, kind, expected, seed):
 
 
 def test_barrier_reduction_of_a_part_that_is_all_true():
-    body = "setp.ge.u32 %q, %tid, 20; @%q ret; setp.lt.u32 %r, %tid, 20; bar.red.and.pred %q, 0, %r; selp.u32 %v, 1, 0, %q;"
+    body = """setp.ge.u32 %q, %tid, 20; @%q ret; setp.lt.u32 %r, %tid, 20;
+        bar.red.and.pred %q, 0, %r; selp.u32 %v, 1, 0, %q;"""
     assert collect(body)[0] == [1] * 20 + [0] * 44
 
 
@@ -165,7 +166,8 @@ def test_several_readers_of_one_warp_need_only_a_barrier_of_the_warp():
 
 
 def test_the_seed_is_in_the_report_and_repeats_the_run():
-    source = """__global__ void tickets(int* counter, int* y) { y[blockIdx.x * 32 + threadIdx.x] = atomicAdd(counter, 1); }"""
+    source = """__global__ void tickets(int* counter, int* y) {
+        y[blockIdx.x * 32 + threadIdx.x] = atomicAdd(counter, 1); }"""
     seen = []
     for seed in (4, 4, 5):
         counter, y = np.zeros(1, np.int32), np.zeros(320, np.int32)

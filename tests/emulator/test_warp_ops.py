@@ -81,6 +81,25 @@ def test_redux(kind):
         np.testing.assert_array_equal(got, np.repeat(expected, 32))
 
 
+def test_special_registers():
+    lane = LANES % 32
+    expected = {"laneid": lane, "warpid": LANES // 32, "nwarpid": LANES * 0 + 2, "ntid.x": LANES * 0 + 64}
+    expected |= {
+        "tid.y": LANES * 0,
+        "nctaid.z": LANES * 0 + 1,
+        "lanemask_lt": (1 << lane) - 1,
+        "lanemask_eq": 1 << lane,
+    }
+    expected |= {"lanemask_le": (2 << lane.astype(np.uint64)) - 1}
+    expected |= {
+        "lanemask_gt": 2**32 - (2 << lane.astype(np.uint64)),
+        "lanemask_ge": 2**32 - (1 << lane.astype(np.uint64)),
+    }
+    expected |= {"dynamic_smem_size": LANES * 0, "total_smem_size": LANES * 0}
+    for name, values in expected.items():
+        np.testing.assert_array_equal(apply(f"mov.u32 {{d}}, %{name}", [X], ["b32"], "b32"), values)
+
+
 def test_match_and_elect():
     values = X % 5
     expected = [sum(1 << j for j in range(32) if values[i // 32 * 32 + j] == values[i]) for i in range(64)]

@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 
 from gpu_conv.emulator import EmulationError
-from gpu_conv.families import depthwise, depthwise_nchw, depthwise_ncw, depthwise_nhwc
+from gpu_conv.families import (
+    depthwise,
+    depthwise_nchw,
+    depthwise_nchw_tile,
+    depthwise_ncw,
+    depthwise_nhwc,
+    depthwise_nhwc_tile,
+)
 from gpu_conv.launch import Target
 
 from . import checking
@@ -14,6 +21,8 @@ from .checking import ARCHES, arrays, run
 
 ROWS = {row.name: row for row in depthwise.ROWS}
 NHWC, NCHW, NCW, ANY = (ROWS[name] for name in ("depthwise_nhwc", "depthwise_nchw", "depthwise_ncw", "depthwise"))
+NHWC_TILE, NCHW_TILE = ROWS["depthwise_nhwc_tile"], ROWS["depthwise_nchw_tile"]
+FAMILIES = (depthwise, depthwise_nchw, depthwise_nchw_tile, depthwise_ncw, depthwise_nhwc, depthwise_nhwc_tile)
 LAYOUT = {1: "nwc", 2: "nhwc", 3: "ndhwc"}
 
 
@@ -28,7 +37,7 @@ def go(row, multiplier, groups, size, taps, *, last, dtype="float16", exact=True
     return run(row, x, w, groups=groups, exact=exact, **options)
 
 
-@pytest.mark.parametrize("family", [depthwise_nhwc, depthwise_nchw, depthwise_ncw, depthwise])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_params_match_the_header(family):
     checking.assert_params_match(f"{family.__name__.split('.')[-1]}.cu", family.PARAMS)
 
@@ -50,6 +59,40 @@ def test_nchw_residues(arch, stride):
     for columns, rows in zip(range(1, 25), (1, 2, 3, 6, 7, 8, 13, 14) * 3, strict=True):
         if columns * stride > 1:
             go(NCHW, 1, 3, (rows, columns), (3, 3), last=False, target=arch, padding=1, strides=stride, batch=1)
+
+
+@pytest.mark.parametrize("arch", ARCHES)
+def test_nhwc_tile_residues(arch):
+    """Channels, columns and rows around the edges of every tile."""
+    for groups, rows, columns in ((8, 1, 1), (16, 13, 17), (64, 15, 15), (72, 14, 16), (136, 7, 8), (8, 29, 31)):
+        go(NHWC_TILE, 1, groups, (rows, columns), (3, 3), last=True, target=arch, padding=1, batch=1, w_layout="hwio")
+        go(NHWC_TILE, 1, groups, (rows, columns), (3, 3), last=True, target=arch, padding=((0, 2), (3, 0)), batch=1)
+
+
+@pytest.mark.parametrize("tile", depthwise_nhwc_tile.TILES)
+def test_every_nhwc_tile(monkeypatch, tile):
+    monkeypatch.setattr(depthwise_nhwc_tile, "TILES", (tile,))
+    size, channels = (tile.rows + 3, tile.columns + 5), tile.channels + 8
+    for arch in ARCHES:
+        launch = go(NHWC_TILE, 1, channels, size, (tile.taps,) * 2, last=True, target=arch, padding=1, batch=1)
+        assert launch.block[0] == tile.threads
+
+
+@pytest.mark.parametrize("arch", ARCHES)
+@pytest.mark.parametrize("stride", [1, 2])
+def test_nchw_tile_residues(arch, stride):
+    """Rows that start anywhere in a 16-byte unit, groups of planes, bands, exact and ragged thread tiles."""
+    for columns in (1, 2, 3, 4, 5, 6, 7, 9, 10, 13, 14, 15):
+        go(NCHW_TILE, 1, 5, (7 * stride, columns), (3, 3), last=False, target=arch, padding=1, strides=stride, batch=1)
+    for size in ((14, 14), (28, 28), (70, 105), (9, 203), (1, 7)):
+        go(NCHW_TILE, 1, 3, size, (3, 3), last=False, target=arch, padding=1, strides=stride, batch=1)
+
+
+@pytest.mark.parametrize("arch", ARCHES)
+def test_nchw_tile_filters(arch):
+    for k, dtype in ((2, "float16"), (5, "float32"), (7, "float16"), (5, "bfloat16")):
+        for padding in (((k // 2, (k - 1) // 2),) * 2, ((-1, 3), (4, 0))):
+            go(NCHW_TILE, 1, 4, (14, 21), (k, k), last=False, dtype=dtype, target=arch, padding=padding, residual=True)
 
 
 @pytest.mark.parametrize("taps", [(k, k) for k in range(1, 8)] + [(1, 7), (7, 1), (2, 3)])
@@ -128,7 +171,9 @@ def test_rows_of_any_length(arch, taps):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-@pytest.mark.parametrize(("row", "last"), [(NHWC, True), (NCHW, False), (ANY, True)])
+@pytest.mark.parametrize(
+    ("row", "last"), [(NHWC, True), (NCHW, False), (ANY, True), (NHWC_TILE, True), (NCHW_TILE, False)]
+)
 def test_dtypes_and_epilogues(row, last, dtype):
     """Rounding of sums, bias in both dtypes, residual, output of another dtype, activations that are not linear."""
     for arch, bias, out, activation in (
@@ -138,20 +183,25 @@ def test_dtypes_and_epilogues(row, last, dtype):
         ("sm_120", False, "float16", "hard_swish"),
     ):
         bias = bias if bias in (False, "float32", out) else "float32"
+        if row is NHWC_TILE and dtype == "float32":
+            continue
+        columns = 9 if row is NCHW_TILE else 8
         go(
-            row, 1, 4, (9, 8), (3, 3), last=last, dtype=dtype, exact=False, target=arch,
+            row, 1, 8, (9, columns), (3, 3), last=last, dtype=dtype, exact=False, target=arch,
             padding=1, bias=bias, out_dtype=out, activation=activation, residual=True,
         )  # fmt: skip
 
 
-@pytest.mark.parametrize(("row", "last"), [(NHWC, True), (NCHW, False), (ANY, True)])
+@pytest.mark.parametrize(
+    ("row", "last"), [(NHWC, True), (NCHW, False), (ANY, True), (NHWC_TILE, True), (NCHW_TILE, False)]
+)
 def test_non_finite_inputs_stay_in_their_receptive_field(row, last):
-    x, w = arrays("float16", 1, 4, 1, (9, 16), (3, 3), last=last, exact=False)
+    x, w = arrays("float16", 1, 8, 1, (9, 15 if row is NCHW_TILE else 16), (3, 3), last=last, exact=False)
     pixels = x if last else np.moveaxis(x, 1, -1)
-    pixels[0, 3, 5, 1], pixels[0, 8, 15, 0], pixels[1, 0, 0, 3] = np.inf, np.nan, -np.inf
+    pixels[0, 3, 5, 1], pixels[0, 8, 14, 0], pixels[1, 0, 0, 3] = np.inf, np.nan, -np.inf
     layouts = {"input_layout": "nhwc"} if last else {}
     for activation in (None, "relu6", "silu"):
-        run(row, x, w, groups=4, padding=1, exact=False, activation=activation, **layouts)
+        run(row, x, w, groups=8, padding=1, exact=False, activation=activation, **layouts)
 
 
 @pytest.mark.parametrize(("row", "last"), [(NHWC, True), (NCHW, False), (ANY, True)])
@@ -210,6 +260,18 @@ PLANTED = [
     (NCHW, "w0 - PAD + j >= 0 &&", "w0 - PAD + j >= -1 &&"),
     (NCHW, "w0 + kBody + j < p.in[2]", "w0 + kBody + j <= p.in[2]"),
     (NCHW, "if (thread >= p.threads) return;", ""),
+    (NHWC_TILE, "__syncthreads();", ""),
+    (NHWC_TILE, "copy_wait<0>();", ""),
+    (NHWC_TILE, "uint32(column) < uint32(p.in[1]) &&", ""),
+    (NHWC_TILE, "if (channel >= p.channels || q", "if (q"),
+    (NHWC_TILE, "if (row + done * p.dilations[0] >= p.out[0]) return;", ""),
+    (NHWC_TILE, "(step - r) / STRIDE >= ROWS) continue;", "(step - r) / STRIDE > ROWS) continue;"),
+    (NCHW_TILE, "copy_wait<0>();\n    __syncthreads();", "copy_wait<0>();"),
+    (NCHW_TILE, "    __syncthreads();\n\n    // Store.", ""),
+    (NCHW_TILE, "if (e + kUnit <= left)", "if (e <= left)"),
+    (NCHW_TILE, "(inner || inside >> j & 1)", "true"),
+    (NCHW_TILE, "max_of(e, out_phase); i <", "e; i <"),
+    (NCHW_TILE, "step <= PAD_ROWS + (ROWS - 1) * STRIDE;", "step <= PAD_ROWS + ROWS * STRIDE;"),
     (NCW, "lane == 31 ? last", "lane == 30 ? last"),
     (NCW, "lane == 0 ? first", "lane == 1 ? first"),
     (
@@ -230,12 +292,12 @@ def run_all(row, last):
         for length in (301, 513):
             go(row, 1, 3, (length,), (4,), last=False, padding=((2, 1),), batch=1)
         return
-    for size in ((9, 16), (5, 13)):
-        go(row, 1, 3, size, (3, 3), last=last, padding=1)
+    for size in ((9, 15), (7, 7)) if row is NCHW_TILE else ((9, 16), (5, 13)):
+        go(row, 1, 8 if row is NHWC_TILE else 3, size, (3, 3), last=last, padding=1)
 
 
 @pytest.mark.parametrize(("row", "old", "new"), PLANTED)
 def test_planted_bugs_are_found(monkeypatch, row, old, new):
     checking.plant(monkeypatch, row.plan.__module__.split(".")[-1] + ".cu", old, new)
     with pytest.raises((AssertionError, EmulationError)):
-        run_all(row, row is NHWC)
+        run_all(row, row in (NHWC, NHWC_TILE))

@@ -24,49 +24,55 @@ def test_params_match_the_header():
     checking.assert_params_match(FILE, toeplitz.PARAMS)
 
 
-@pytest.mark.parametrize("arch", ARCHES)
 @pytest.mark.parametrize("stride", [1, 2])
-def test_residues(arch, stride):
-    """All residues of the columns modulo the column blocks of 8, hence copies of 4, 2 and 1 columns; rows around chunks."""
-    rows = (1, 2, 3, 5, 6, 7, 8, 11, 12, 13, 16, 17)
-    for columns in range(1, 25):
-        go((rows[columns % 12], columns), (3, 3), target=arch, padding=1, strides=stride, groups=1)
+def test_residues(stride):
+    """All residues of the columns modulo the blocks of 8, hence copies of 4, 2 and 1 columns; rows around chunks."""
+    rows = (1, 2, 3, 5, 6, 7, 8, 11, 12, 13, 17)
+    for columns in range(1, 17):
+        go((rows[columns % 11], columns), (3, 3), target=ARCHES[columns // 4 % 2], padding=1, strides=stride, groups=1)
 
 
 @pytest.mark.parametrize(
-    "taps", [(1, 1), (2, 2), (3, 3), (4, 4), (5, 5), (6, 7), (7, 7), (9, 9), (13, 13), (1, 31), (7, 1)]
+    ("taps", "stride"),
+    [
+        ((1, 1), 1),
+        ((2, 2), 2),
+        ((4, 4), 1),
+        ((5, 5), 2),
+        ((6, 7), 1),
+        ((7, 7), 2),
+        ((9, 9), 1),
+        ((7, 1), 1),
+        ((3, 31), 1),
+    ],
 )
-@pytest.mark.parametrize("stride", [1, 2])
 def test_filters(taps, stride):
     """Padding that differs on the two sides, filters larger than the map."""
-    arch = ARCHES[(sum(taps) + stride) % 2]
     padding = tuple((k // 2, (k - 1) // 2) for k in taps)
-    for size in ((12, 16), (9, 7)):
-        if min(n + k - 1 for n, k in zip(size, taps)) >= stride:
-            go(size, taps, target=arch, padding=padding, strides=stride, groups=1, exact=taps != (13, 13))
+    target = ARCHES[sum(taps) % 2]
+    go((12, 16 if stride == 1 else 14), taps, target=target, padding=padding, strides=stride, groups=1, batch=3)
 
 
 @pytest.mark.parametrize("padding", [((-1, 2), (3, -2)), ((4, 5), (6, 1)), ((0, 0), (0, 0)), ((9, 0), (0, 20))])
 def test_padding(padding):
     """Cropping, every phase of the alignment, and windows that lie in the padding."""
     for arch, columns in zip(ARCHES, (20, 18)):
-        go((9, columns), (3, 3), target=arch, padding=padding)
+        go((9, columns), (3, 3), target=arch, padding=padding, groups=1)
 
 
 @pytest.mark.parametrize("arch", ARCHES)
 def test_wide_maps_are_cut_into_strips(arch):
-    for columns in (127, 128, 130, 260):
+    for columns in (128, 260):
         go((5, columns), (3, 3), target=arch, padding=1, groups=1, batch=1)
     go((7, 264), (5, 5), target=arch, padding=2, strides=2, groups=1, batch=1)
 
 
 @pytest.mark.parametrize("arch", ARCHES)
-@pytest.mark.parametrize("length", [1, 9, 50, 132, 300])
-def test_one_axis(arch, length):
+def test_one_axis(arch):
     """The images are the rows: a filter of one row mixes none of them."""
-    for taps, batch in ((4, 1), (31, 5), (87, 9)):
-        go((length,), (taps,), target=arch, padding=((taps - 1, 0),), batch=batch, exact=taps < 40)
-        go((1, length), (1, taps), target=arch, padding=((0, 0), (taps // 2, taps // 2)), batch=batch, strides=2)
+    for length, taps, batch in ((132, 4, 1), (50, 31, 5), (300, 31, 3), (132, 87, 9)):
+        go((length,), (taps,), target=arch, padding=((taps - 1, 0),), batch=batch)
+    go((1, 132), (1, 4), target=arch, padding=((0, 0), (2, 2)), batch=3, strides=2)
 
 
 def test_many_images_and_groups_per_warp(monkeypatch):
@@ -130,19 +136,13 @@ def test_misaligned_arrays_take_narrower_copies():
 
 
 @pytest.mark.parametrize("arch", ARCHES)
-@pytest.mark.parametrize("columns", [24, 22, 21])
-@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize(("columns", "stride"), [(24, 1), (21, 1), (20, 2)])
 def test_non_finite_inputs_stay_in_their_receptive_field(arch, columns, stride):
-    """At corners and borders, in the second image, beside zero weights (0 * Inf is NaN inside the field, and only there)."""
+    """At corners and borders, in the second image, beside zero weights (0 * Inf is NaN in the field, and only there)."""
     x, w = arrays("float16", 1, 3, 1, (20, columns), (5, 5), exact=False)
     w[1, :, 2] = 0
-    x[0, 0, 0, 0], x[0, 0, 19, -1], x[0, 1, 10, 11], x[0, 1, 3, 8], x[1, 2, 0, -1] = (
-        np.inf,
-        np.nan,
-        -np.inf,
-        np.inf,
-        np.nan,
-    )
+    x[0, 0, 0, 0], x[0, 1, 10, 11], x[0, 1, 3, 8] = np.inf, -np.inf, np.inf
+    x[0, 0, 19, -1], x[1, 2, 0, -1] = np.nan, np.nan
     for activation, residual in ((None, False), ("relu6", True), ("silu", False)):
         options = {"activation": activation, "residual": residual, "strides": stride, "bias": "float32"}
         with np.errstate(invalid="ignore"):
@@ -150,14 +150,12 @@ def test_non_finite_inputs_stay_in_their_receptive_field(arch, columns, stride):
 
 
 def test_every_place_of_a_non_finite_input():
-    """Each position of a small map in turn: no column of a block hides it."""
+    """Each column of a small map in turn: no place in a block hides it."""
     for column in range(12):
-        x, w = arrays("bfloat16", 1, 1, 1, (3, 12), (3, 3), batch=3)
-        for row in range(3):
-            x[row, 0, row, column] = (np.inf, -np.inf, np.nan)[row]
-        run(ROW, x, w, groups=1 if column < 0 else 1, padding=1, exact=False) if column < 0 else None
-        pair = np.concatenate([x, x[::-1]], axis=1)
-        run(ROW, np.ascontiguousarray(pair), np.concatenate([w, w + 1]), groups=2, padding=1, exact=False)
+        x, w = arrays("bfloat16", 1, 2, 1, (3, 12), (3, 3), batch=3)
+        for row, value in enumerate((np.inf, -np.inf, np.nan)):
+            x[row, row % 2, row, column] = value
+        run(ROW, x, w, groups=2, padding=1, exact=False)
 
 
 def test_sums_beyond_float32_stay_infinite():
@@ -224,19 +222,23 @@ PLANTED = [
 def test_planted_bugs_are_found(monkeypatch, old, new):
     checking.plant(monkeypatch, FILE, old, new)
     monkeypatch.setattr(toeplitz, "WAVES", 0.02)
-    with pytest.raises((AssertionError, EmulationError)):  # noqa: PT012  (either case may find it)
-        go((13, 14), (3, 3), padding=1, batch=21)
-        go((13, 13), (3, 3), padding=1, batch=3)
-        x, w = arrays("float16", 1, 1, 1, (13, 28), (3, 3), exact=False)
-        x[0, 0, 4, 3] = x[1, 0, 12, 27] = np.inf
-        run(ROW, x, w, groups=1, padding=1, exact=False)
+    with pytest.raises((AssertionError, EmulationError)):
+        run_all()
+
+
+def run_all():
+    go((13, 14), (3, 3), padding=1, batch=21, groups=1)
+    go((13, 13), (3, 3), padding=1, batch=3, groups=1)
+    x, w = arrays("float16", 1, 2, 1, (13, 14), (3, 3), exact=False)
+    x[0, 0, 4, 3] = x[1, 0, 12, 13] = np.inf
+    run(ROW, x, w, groups=2, padding=1, exact=False)
 
 
 def test_lean():
     """No spills, no local memory on any architecture, for the epilogues that need most registers."""
     problems = []
-    for size, taps, stride in (((56, 56), 3, 1), ((14, 14), 5, 1), ((28, 28), 7, 2)):
+    for size, taps, stride in (((56, 56), 3, 1), ((28, 28), 7, 2)):
         x, w = arrays("float16", 1, 2, 1, size, (taps, taps), batch=1)
         problems.append(checking.problem(x, w, groups=2, padding=taps // 2, strides=stride, activation="gelu"))
-    for arch in ("sm_80", "sm_86", "sm_89", "sm_90a", "sm_100", "sm_120"):
+    for arch in ("sm_80", "sm_89", "sm_90a", "sm_100", "sm_120"):
         checking.assert_lean([ROW.plan(p, Target(arch, 100, 99 * 1024)) for p in problems], [arch])
