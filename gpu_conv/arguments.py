@@ -247,8 +247,8 @@ def _bias(bias: Array | None, channels: int, form: tuple[int, ...], dtypes: Dtyp
     """
     if bias is None:
         return None
-    found, allowed = tuple(bias.shape), [(channels,), (1,)]
-    allowed += [tuple(size if f == -1 else 1 for f in form) for (size,) in allowed]
+    found = tuple(bias.shape)
+    allowed = [(channels,), (1,), *(tuple(size if f == -1 else 1 for f in form) for size in (channels, 1))]
     if found not in allowed:
         raise ValueError(
             f"bias must have the shape ({channels},), one per output channel, or {allowed[2]}, got {found}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -33,11 +33,11 @@ def convolve(problem: ConvProblem, operands: Mapping[str, Any], *, magnitude: bo
     x, w = shrink(x), shrink(w)
 
     padded = _dilate_and_pad(problem, x)
-    y = np.zeros(problem.y.shape, wide)
+    y: Array = np.zeros(problem.y.shape, wide)
     for k in np.ndindex(*problem.filter):
         axes = zip(k, problem.dilations, problem.strides, problem.out_spatial, strict=True)
-        window = tuple(slice(i * d, i * d + (out - 1) * s + 1, s) for i, d, s, out in axes)
-        y += np.einsum("ngc...,goc->ngo...", padded[(..., *window)], w[(..., *k)])
+        window = _last(slice(i * d, i * d + (out - 1) * s + 1, s) for i, d, s, out in axes)
+        y += np.einsum("ngc...,goc->ngo...", padded[window], w[_last(k)])
     if problem.bias:
         bias = shrink(operands["bias"].astype(wide))
         y += bias.reshape(*y.shape[1:3], *(1,) * problem.rank)
@@ -46,11 +46,16 @@ def convolve(problem: ConvProblem, operands: Mapping[str, Any], *, magnitude: bo
     return problem.activation(y) if problem.activation and not magnitude else y
 
 
+def _last(indices: Iterable[Any]) -> Any:
+    """An index of the last axes, one per spatial axis."""
+    return (..., *indices)
+
+
 def _dilate_and_pad(problem: ConvProblem, x: Array) -> Array:
     sizes = [(n - 1) * ld + 1 if n else 0 for n, ld in zip(problem.in_spatial, problem.input_dilations, strict=True)]
     lo = [max(0, -a) for a, _ in problem.padding]
     hi = [n - max(0, -b) for n, (_, b) in zip(sizes, problem.padding, strict=True)]
-    dilated = np.zeros((*x.shape[:3], *sizes), x.dtype)
-    dilated[(..., *(slice(None, None, ld) for ld in problem.input_dilations))] = x
-    cropped = dilated[(..., *(slice(a, b) for a, b in zip(lo, hi, strict=True)))]
+    dilated: Array = np.zeros((*x.shape[:3], *sizes), x.dtype)
+    dilated[_last(slice(None, None, ld) for ld in problem.input_dilations)] = x
+    cropped = dilated[_last(slice(a, b) for a, b in zip(lo, hi, strict=True))]
     return np.pad(cropped, [(0, 0)] * 3 + [(max(0, a), max(0, b)) for a, b in problem.padding])

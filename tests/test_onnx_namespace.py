@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from onnx import helper
 
-from gpu_conv.graph import execute
+from gpu_conv.graph import device, planner
 from gpu_conv.graph.ops import registry
 from gpu_conv.onnx import load
 
@@ -82,7 +82,7 @@ class StandIn(ModuleType):
         if not callable(found) or isinstance(found, type):
             return found
         if name in ("asarray", "array"):
-            return lambda a, **kw: found(_plain(a), **kw).view(DeviceArray)
+            return lambda a, *args, **kw: found(_plain(a), *args, **kw).view(DeviceArray)
 
         def call(*args: Any, **kwargs: Any) -> Any:
             _refuse_host_arrays(_flat((args, tuple(kwargs.values()))))
@@ -102,7 +102,8 @@ def standin(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> 
         return None
     module = StandIn("standin")
     monkeypatch.setitem(sys.modules, "standin", module)
-    monkeypatch.setattr(execute, "namespace", lambda a: module if isinstance(a, DeviceArray) else np)
+    for user in (device, planner):
+        monkeypatch.setattr(user, "namespace", lambda a: module if isinstance(a, DeviceArray) else np)
     monkeypatch.setattr("gpu_conv.graph.model.namespace", lambda a: np)  # accepts the type
     _on_device(monkeypatch, "convolve")
     _on_device(monkeypatch, "convolve_transposed")
@@ -143,7 +144,7 @@ class Layer:
         return lambda: self(x, residual=residual, out=out)
 
 
-def device(array: Any) -> Any:
+def put(array: Any) -> Any:
     return array.copy().view(DeviceArray)
 
 
@@ -152,7 +153,7 @@ def test_operator(op: str, inputs: Any, constants: Any, outputs: int, opset: int
     """Every case of the operator tests, its float inputs on the device, its integers (sizes, indices) on the host."""
     model, feeds = one_node(op, inputs, constants, outputs, opset, **attributes)
     wanted = expected(model, feeds)
-    given = {n: device(a) if a.dtype.kind == "f" else a for n, a in feeds.items()}
+    given = {n: put(a) if a.dtype.kind == "f" else a for n, a in feeds.items()}
     runner = load(model)
     for _ in range(2):
         found = runner(given)
@@ -181,7 +182,7 @@ def test_network_without_synchronisation() -> None:
         (wanted,) = expected(model, {"x": x_}).values()
         for _ in range(3):
             DeviceArray.synchronisations = 0
-            (found,) = runner(device(x_)).values()
+            (found,) = runner(put(x_)).values()
             assert isinstance(found, DeviceArray)
             assert_same(np.asarray(found), wanted, "")
         assert DeviceArray.synchronisations == 0
@@ -192,7 +193,7 @@ def test_host_and_device_models_share_nothing() -> None:
     runner = load(model)
     x = normal(1, 3, 32, 32)
     (wanted,) = expected(model, {"x": x}).values()
-    for given in (x, device(x), x, device(x)):
+    for given in (x, put(x), x, put(x)):
         (found,) = runner(given).values()
         assert type(found) is type(given)
         np.testing.assert_allclose(np.asarray(found), wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
@@ -207,7 +208,7 @@ def test_condition_on_the_device() -> None:
     runner = load(model_of([choose], {"x": (np.float32, [4]), "flag": (np.bool_, [])}, ["y"]))
     x = normal(4)
     for flag, wanted in ((True, np.maximum(x, 0)), (False, np.tanh(x))):
-        found = runner({"x": device(x), "flag": device(np.array(flag))})["y"]
+        found = runner({"x": put(x), "flag": put(np.array(flag))})["y"]
         assert isinstance(found, DeviceArray)
         np.testing.assert_allclose(np.asarray(found), wanted, rtol=1e-6)
 

@@ -82,8 +82,8 @@ def _store(w: Writer, i: Instruction, mods: Modifiers) -> None:
     order, strong = _order(mods)
     mods.ignore(_CACHE_HINTS)
     kind, _, size = _vector(w, mods)
-    if space in ("param", "const"):
-        raise w.unsupported()
+    if space in ("param", "const"):  # an argument of a call
+        raise w.unsupported("device functions that were not inlined are not implemented")
     base, offset = address_of(w, i.operands[0])
     values = "".join(f"{w.read(x, UNSIGNED[size])}, " for x in items_of(i.operands[1]))
     lanes, site = w.lanes(), w.site(f"st.{space}")

@@ -62,7 +62,7 @@ class Emulator:
             EmulationError: the kernel did something wrong.
             UnsupportedPtx: it uses an instruction that the emulator doesn't know.
         """
-        from ..cuda import compiler, source
+        from ..cuda import compiler
 
         unknown = operands.keys() - set(POINTERS)
         if unknown:
@@ -70,7 +70,10 @@ class Emulator:
         arrays = {name: operands.get(name) for name in POINTERS}
         if launch.workspace_bytes:
             arrays["workspace"] = np.zeros(launch.workspace_bytes, np.uint8)
-        compiled = compiler.compile(source.load(launch.source), launch.name_expression, self.arch)
+        y = arrays["y"]
+        if y is not None and not y.flags.writeable:
+            raise ValueError("y is read-only")
+        compiled = compiler.compile_launch(launch, self.arch)
         return self._execute(
             load_program(compiled.ptx, compiled.lowered),
             launch.grid,

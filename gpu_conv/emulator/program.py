@@ -146,7 +146,7 @@ class Program:
         return writer.read(operands[2], np.bool_)
 
 
-@lru_cache(256)
+@lru_cache(32)  # some 5 MB each
 def load_program(ptx: str, entry: str) -> Program:
     """Parse and translate one kernel of a PTX module; cached."""
     kernels = parse(ptx)

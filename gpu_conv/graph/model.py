@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from .check import check
+from .device import namespace
 from .errors import ModelError, ModelTypeError
-from .execute import Executor, namespace
+from .execute import Executor
 from .fold import drop_unread, fold
 from .fuse import fuse
 from .ir import Array, Graph, Port

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
 
+from .device import finish
 from .errors import EXPECTED, NodeError
 from .ir import Array
 from .ops.registry import Call
@@ -70,14 +71,8 @@ class Plan:
                 for slot, part in zip(step.outputs, result, strict=True):
                     values[slot] = part
             if observe:
-                _finish(step.call.xp)
+                finish(step.call.xp)
                 observe(step, perf_counter() - start, values)
             for slot in step.drops:
                 values[slot] = None
         return [values[slot] for slot in self.outputs]
-
-
-def _finish(xp: Any) -> None:
-    """Wait for the device, so that a duration is that of the work."""
-    if hasattr(xp, "cuda"):
-        xp.cuda.get_current_stream().synchronize()

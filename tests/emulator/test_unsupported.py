@@ -106,7 +106,7 @@ def test_device_functions_are_refused_where_they_are_called():
     source = """__device__ __noinline__ int f(int i) { return i * i + 1; }
         __global__ void k(int* y) { y[threadIdx.x] = f(threadIdx.x); }"""
     kernel = compiled(source, "k", "sm_80")
-    with pytest.raises(UnsupportedPtx, match="call"):
+    with pytest.raises(UnsupportedPtx, match="device functions"):
         Emulator().execute(kernel.ptx, kernel.lowered, 1, 32, [np.zeros(32, np.int32)])
 
 

@@ -94,11 +94,11 @@ def conv(call: Call, x: Array, w: Array, bias: Array | None = None, residual: Ar
     """
     if call.bound is not None:
         return call.bound()
-    key = x.shape, None if residual is None else residual.shape, call.padded
-    plan = call.memo.get(key) if call.constant_filter else None
-    if plan is None:
-        plan = call.memo[key] = _plan(call, x, w, bias, residual)
-    layer, fused = plan
+    if call.constant_filter:
+        key = x.shape, None if residual is None else residual.shape, call.padded
+        layer, fused = call.remember(key, lambda: _plan(call, x, w, bias, residual))
+    else:
+        layer, fused = _plan(call, x, w, bias, residual)
     if fused and call.fixed:
         call.bound = layer.bind(x, residual=residual, out=call.out)
         return call.bound()
@@ -122,11 +122,7 @@ def _plan(call: Call, x: Array, w: Array, bias: Array | None, residual: Array | 
     options, fused = _fused_options(call, x, w, residual)
     if not call.constant_filter:
         return lambda x, residual=None, out=None: convolve(x, w, bias, residual=residual, out=out, **options), fused
-    key = tuple(options.items())
-    layer = call.memo.get(key)
-    if layer is None:
-        layer = call.memo[key] = Conv(w, bias, **options)
-    return layer, fused
+    return call.remember(tuple(options.items()), lambda: Conv(w, bias, **options)), fused
 
 
 def _fused_options(call: Call, x: Array, w: Array, residual: Array | None) -> tuple[dict[str, Any], bool]:

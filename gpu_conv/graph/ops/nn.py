@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ModelError
-from ..ir import Array
+from ..ir import Array, Host
 from .conv import Window
 from .elementwise import activate
 from .registry import Call, check_axis, op
@@ -47,7 +47,11 @@ def _slide(call: Call, x: Array, window: Window, sizes: list[tuple[int, int, int
     ):
         n = x.shape[axis]
         before = (slice(None),) * axis
-        y = call.xp.full((*x.shape[:axis], out, *x.shape[axis + 1 :]), start, x.dtype)
+        if call.out is not None and axis == len(sizes):
+            y = call.out
+            y[...] = start
+        else:
+            y = call.xp.full((*x.shape[:axis], out, *x.shape[axis + 1 :]), start, x.dtype)
         for tap in range(k):
             offset = tap * d - lo
             first = max(0, -(offset // s))  # first output whose tap lies inside
@@ -60,7 +64,7 @@ def _slide(call: Call, x: Array, window: Window, sizes: list[tuple[int, int, int
     return x
 
 
-@op("MaxPool", layout="last")
+@op("MaxPool", layout="last", out=True)
 def max_pool(call: Call, x: Array) -> Array:
     """Largest of each window; padding takes no part."""
     window = Window.of(call.node, tuple(call.attrs["kernel_shape"]))
@@ -68,27 +72,28 @@ def max_pool(call: Call, x: Array) -> Array:
     return _slide(call, x, window, _pool_sizes(call, window, x.shape[1:-1]), call.xp.maximum, lowest)
 
 
-@op("AveragePool", layout="last")
+@op("AveragePool", layout="last", out=True)
 def average_pool(call: Call, x: Array) -> Array:
     """Mean of each window; padding counts if ``count_include_pad``."""
     window = Window.of(call.node, tuple(call.attrs["kernel_shape"]))
     spatial = x.shape[1:-1]
     sizes = _pool_sizes(call, window, spatial)
-    key = "counts", spatial
-    counts = call.memo.get(key)
-    if counts is None:
-        counts = np.ones((1, *(1,) * len(spatial), 1))
-        for axis, (n, k, s, d, (out, lo, hi)) in enumerate(
-            zip(spatial, window.kernel, window.strides, window.dilations, sizes, strict=True), 1
-        ):
-            places = np.arange(out)[:, None] * s - lo + np.arange(k) * d
-            low, high = (-lo, n + hi) if call.attrs["count_include_pad"] else (0, n)
-            per_axis = ((places >= low) & (places < high)).sum(1)
-            counts = counts * per_axis.reshape([-1 if a == axis else 1 for a in range(x.ndim)])
-        counts = call.memo[key] = call.xp.asarray(1 / counts, dtype=x.dtype)
+    weights = call.remember(spatial, lambda: call.xp.asarray(_mean_weights(call, window, spatial, sizes), x.dtype))
     total = _slide(call, x, window, sizes, call.xp.add, 0)
-    total *= counts
+    total *= weights
     return total
+
+
+def _mean_weights(call: Call, window: Window, spatial: tuple[int, ...], sizes: list[tuple[int, int, int]]) -> Host:
+    """One over the number of elements that count in each window, ``[1, *out, 1]``."""
+    counts = np.ones((1,) * (len(spatial) + 2))
+    axes = zip(spatial, window.kernel, window.strides, window.dilations, sizes, strict=True)
+    for axis, (n, k, s, d, (out, lo, hi)) in enumerate(axes, 1):
+        places = np.arange(out)[:, None] * s - lo + np.arange(k) * d
+        low, high = (-lo, n + hi) if call.attrs["count_include_pad"] else (0, n)
+        per_axis = ((places >= low) & (places < high)).sum(1)
+        counts = counts * per_axis.reshape([-1 if a == axis else 1 for a in range(counts.ndim)])
+    return np.asarray(1 / counts)
 
 
 @op("BatchNormalization", layout="last", out=True)
@@ -116,8 +121,9 @@ def channel_shuffle(call: Call, x: Array) -> Array:
     if x.shape[-1] % groups:
         raise ModelError(f"{x.shape[-1]} channels do not divide into {groups} groups")
     y = call.xp.empty_like(x) if call.out is None else call.out
-    split = x.reshape(*x.shape[:-1], groups, x.shape[-1] // groups)
-    y.reshape(*x.shape[:-1], x.shape[-1] // groups, groups)[...] = split.swapaxes(-1, -2)
+    each = x.shape[-1] // groups
+    for i in range(groups):  # long inner loops: 3 times faster than one copy of a transposed view
+        y[..., i::groups] = x[..., i * each : (i + 1) * each]
     return y
 
 

@@ -20,6 +20,7 @@ from ..ir import Array, Host, Node
 # - "any":     as they come (``Call.last`` tells); results as ONNX has them.
 Layout = Literal["last", "aligned", "first", "any"]
 
+MAX_MEMO = 64  # things that a node keeps: layers and tables for that many input shapes
 MAX_ELEMENTS = 1 << 30  # of one array that an operator makes out of numbers in the file: a guard against bombs
 
 
@@ -34,7 +35,7 @@ class Call:
         padded: whether a convolution's input already lies in zeros as wide as its padding, and those are part of it.
         constant_filter: whether a convolution's filter and bias are the same in every run.
         branches: for a control operator: attribute -> function from all captured values to results.
-        memo: what an operator keeps between runs with the same input shapes.
+        memo: what the node keeps from run to run; see ``remember``.
         fixed: whether all operands and the result are the same arrays in every run, only their contents differ.
         bound: what an operator keeps where they are.
     """
@@ -53,6 +54,15 @@ class Call:
     def __post_init__(self) -> None:
         self.attrs = self.node.attrs
         self.version = self.node.version
+
+    def remember(self, key: Any, make: Callable[[], Any]) -> Any:
+        """``make()`` of the first call with this key; the oldest of too many keys is made again."""
+        value = self.memo.get(key)
+        if value is None:
+            while len(self.memo) >= MAX_MEMO:
+                del self.memo[next(iter(self.memo))]
+            value = self.memo[key] = make()
+        return value
 
     def axis(self, axis: int, rank: int) -> int:
         """Position in memory of an ONNX axis, which may be negative."""

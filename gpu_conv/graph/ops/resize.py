@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,10 +25,7 @@ def resize(call: Call, x: Array, *operands: Array | None) -> Array:
         if sizes[i] == n and scales[i] == 1 and not crops:
             continue
         key = where, n, sizes[i], scales[i], region
-        taps = call.memo.get(key)
-        if taps is None:
-            taps = call.memo[key] = _taps(call, n, sizes[i], scales[i], region, x)
-        x = _interpolate(x, where, *taps)
+        x = _interpolate(x, where, *call.remember(key, partial(_taps, call, *key[1:], x)))
     return x
 
 
