@@ -264,18 +264,20 @@ __global__ void __launch_bounds__(TILE::kThreads, TILE::kBlocks)
 
         // All places are computed here, or they would stay in registers while products are computed.
         const int epilogue_lane = opaque(lane), epilogue_m = opaque(warp_m), epilogue_n = opaque(warp_n);
-        // Where `column` of the warp's outputs at pixel l of strip s of bar 0 goes, and how many bars are inside.
-        const auto place = [&](int s, int l, int column, int64 image_stride, int row_stride, int column_stride) {
+        // Where pixel l of strip s of bar 0 lies, and how many bars are inside the output.
+        const auto place = [&](int s, int l, int64 image_stride, int row_stride, int column_stride) {
             const int image = at.image * TILE::kImages + strip_image(epilogue_m, s);
             const int row = at.row * TILE::kRows + strip_row(epilogue_m, s);
-            const int pixel_column = at.column * TILE::kColumns + strip_column(epilogue_m, s) + l;
+            const int column = at.column * TILE::kColumns + strip_column(epilogue_m, s) + l;
+            const bool inside = (image < p.images) & (column < p.out_columns);
+            const int bars = TILE::kAlongRow ? (p.out_columns - column + 15) / 16 : p.out_rows - row;
+            return Place{image * image_stride + (row * row_stride + column * column_stride), inside ? bars : 0};
+        };
+        // Where `column` of the warp's outputs lies in a pixel, -1 outside.
+        const auto channel = [&](int column) {
             const int unit = first_unit + (TILE::kUnits == 1 ? 0 : epilogue_n * TILE::kWarpUnits + column / kUnitOutputs);
             const int output = first_output + (TILE::kUnits == 1 ? epilogue_n * kWarpOutputs + column : column % kUnitOutputs);
-            const bool inside = (image < p.images) & (row < p.out_rows) & (pixel_column < p.out_columns) &
-                                (unit < p.units) & (output < p.unit_outputs);
-            const int bars = TILE::kAlongRow ? (p.out_columns - pixel_column + 15) / 16 : p.out_rows - row;
-            const int in_image = row * row_stride + pixel_column * column_stride + unit * p.unit_outputs + output;
-            return Place{image * image_stride + in_image, inside ? bars : 0};
+            return (unit < p.units) & (output < p.unit_outputs) ? unit * p.unit_outputs + output : -1;
         };
         const int y_bar = TILE::kAlongRow ? 16 * p.y_column : p.y_row;
         const int residual_bar = TILE::kAlongRow ? 16 * p.residual_column : p.residual_row;
@@ -292,10 +294,12 @@ __global__ void __launch_bounds__(TILE::kThreads, TILE::kBlocks)
                         constexpr int kPair = ACCESS::kYBytes > int(sizeof(Y)) ? 2 : 1;
 #pragma unroll
                         for (int e = 0; e < 2; e += kPair) {
-                            const Place from = place(s, epilogue_lane / 4, column + e, p.residual_image, p.residual_row,
+                            const Place from = place(s, epilogue_lane / 4, p.residual_image, p.residual_row,
                                                      p.residual_column);
-                            if (bar < from.bars) {
-                                const auto before = load<Y, kPair>(residual + from.offset + bar * residual_bar);
+                            const int at_channel = channel(column + e);
+                            if ((bar < from.bars) & (at_channel >= 0)) {
+                                const Y* const address = residual + (from.offset + bar * residual_bar + at_channel);
+                                const Vector<Y, kPair> before = load<Y, kPair>(address);
 #pragma unroll
                                 for (int i = 0; i < kPair; i++) sum[e + i] += element<float>(before, i);
                             }
@@ -312,9 +316,10 @@ __global__ void __launch_bounds__(TILE::kThreads, TILE::kBlocks)
                 const int number = i * 32 + epilogue_lane, pixel = number / kPixelStores;
                 const int column = number % kPixelStores * kStore;
                 if (kStores % 32 && number >= kStores) break;
-                const Place to = place(pixel / 8, pixel % 8, column, p.y_image, p.y_row, p.y_column);
-                if (bar < to.bars) {
-                    store(y + to.offset + bar * y_bar, load<Y, kStore, false>(staged(pixel, column)));
+                const Place to = place(pixel / 8, pixel % 8, p.y_image, p.y_row, p.y_column);
+                const int at_channel = channel(column);
+                if ((bar < to.bars) & (at_channel >= 0)) {
+                    store(y + (to.offset + bar * y_bar + at_channel), load<Y, kStore, false>(staged(pixel, column)));
                 }
             }
         }

@@ -90,6 +90,14 @@ DEVICE uint32 shared_load_4(uint32 address) {
     return v;
 }
 
+DEVICE void shared_load_8(uint32 (&word)[2], uint32 address) {
+    asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(word[0]), "=r"(word[1]) : "r"(address));
+}
+
+DEVICE void shared_store_8(uint32 address, uint32 word0, uint32 word1) {
+    asm volatile("st.shared.v2.u32 [%0], {%1, %2};" ::"r"(address), "r"(word0), "r"(word1));
+}
+
 DEVICE void shared_store_2(uint32 address, uint16 bits) {
     asm volatile("st.shared.u16 [%0], %1;" ::"r"(address), "h"(bits));
 }

@@ -6,7 +6,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from gpu_conv import arguments, cpu, reference
+from gpu_conv import Conv, arguments, cpu, reference
 from gpu_conv.cpu.exact import Guarded, carried
 from gpu_conv.cpu.general import General
 from gpu_conv.cpu.phases import Phases
@@ -276,3 +276,16 @@ def test_explain_names_one_reason_per_strategy():
     assert rows["im2col_matmul"] is None
     assert "1x1" in rows["pointwise_matmul"]
     assert list(rows) == [choice.strategy.name for choice in cpu.STRATEGIES]
+
+
+def test_a_bound_layer_returns_its_array_filled_anew():
+    x, w = np.ones((1, 5, 5, 4), np.float32), np.ones((4, 1, 3, 3), np.float32)
+    layer = Conv(w, groups=4, padding=1, input_layout="nhwc")
+    out = np.full_like(x, np.nan)
+    bound = layer.bind(x, out=out)
+    for factor in (1, 2):
+        x[...] = factor
+        assert bound() is out
+        np.testing.assert_array_equal(out, layer(x))
+    with pytest.raises(ValueError, match="share memory"):
+        layer.bind(x, out=x)

@@ -53,8 +53,8 @@ def deep_branches(depth: int) -> onnx.ModelProto:
     return model_of([top], {**X, "flag": (np.bool_, [])}, ["y"], check=False)
 
 
-def branches_of(count: int) -> onnx.ModelProto:
-    outputs = [f"b{i}" for i in range(count)]
+def branches_of(count: int, prefix: str = "b") -> onnx.ModelProto:
+    outputs = [f"{prefix}{i or ''}" for i in range(count)]
     nodes = [helper.make_node("Relu", ["x"], [o]) for o in outputs]
     branch = helper.make_graph(nodes, "branch", [], [onnx.ValueInfoProto(name=o) for o in outputs])
     made = helper.make_node("If", ["flag"], ["y"], name="the If", then_branch=branch, else_branch=branch)
@@ -165,6 +165,7 @@ HOSTILE: dict[str, tuple[Any, str]] = {
     ),
     "constant without value": (node("Constant", ()), "'the Constant' .*exactly one value"),
     "branches too deep": (deep_branches(20), "nested deeper than"),
+    "branch shadows a value": (branches_of(1, "x"), "'x' is defined twice"),
     "branch outputs": (branches_of(2), "'the If' .*1 outputs"),
 }
 

@@ -575,6 +575,23 @@ def test_python_scalars_are_inputs() -> None:
     np.testing.assert_array_equal(runner({"a": 1.5, "b": np.ones(2, np.float32)})["y"], np.float32([2.5, 2.5]))
 
 
+def test_kernels_in_the_emulator() -> None:
+    """The CUDA kernels compute the convolutions of a network, on the CPU."""
+    b = Builder()
+    x = b.conv_bn("x", (8, 3, 3, 3), act="relu6", pads=[1] * 4, strides=[2, 2])
+    x = b.node("Add", b.conv_bn(x, (8, 1, 3, 3), act=None, pads=[1] * 4, group=8), x)
+    x = b.conv_bn(x, (16, 8, 1, 1), act="relu")
+    model = b.model(
+        {"x": (np.float32, ["n", 3, 8, 8])}, b.node("ConvTranspose", x, b.weight(16, 4, 2, 2), strides=[2, 2])
+    )
+    runner = load(model, device="emulator")
+    assert_agrees(runner, model, {"x": normal(1, 3, 8, 8)}, 1e-5)
+    kernels = [r.kernel for r in runner.profile(normal(1, 3, 8, 8), repeat=1) if r.op.startswith("Conv")]
+    assert not {"im2col_matmul", "numpy"} & set(kernels)
+    with pytest.raises(ValueError, match="device must be None or one of cpu, cuda, emulator, got 'gpu'"):
+        load(model, device="gpu")
+
+
 def test_load_from_a_path(tmp_path: Path) -> None:
     b = Builder()
     path = tmp_path / "m.onnx"
@@ -634,3 +651,50 @@ def test_too_large_results_are_refused() -> None:
     runner = load(model_of([expand], {"x": (np.float32, [1]), "s": (np.int64, [2])}, ["y"]))
     with pytest.raises(ModelError, match=r"node 'bomb'.*elements"):
         runner({"x": normal(1), "s": np.array([2**40, 2**20])})
+
+
+def test_branches_may_use_the_same_names() -> None:
+    """Two decisions whose branches call their own values alike, with other shapes and layouts."""
+
+    def chosen(x: str, op: str, output: str, **attributes: Any) -> onnx.GraphProto:
+        inner = [helper.make_node(op, [x, *(["w"] if op == "Conv" else [])], ["t"], **attributes)]
+        return branch(op, [*inner, helper.make_node("Relu", ["t"], [output])], output)
+
+    pool = {"kernel_shape": [2, 2]}
+    nodes = [
+        helper.make_node("Shape", ["x"], ["shape"]),
+        helper.make_node("Gather", ["shape", "axis"], ["size"]),
+        helper.make_node("Equal", ["size", "five"], ["flag"]),
+        helper.make_node(
+            "If", ["flag"], ["a"], then_branch=chosen("x", "Conv", "u"), else_branch=chosen("x", "Tanh", "u")
+        ),
+        helper.make_node(
+            "If",
+            ["flag"],
+            ["b"],
+            then_branch=chosen("a", "MaxPool", "u", **pool),
+            else_branch=chosen("a", "Sigmoid", "u"),
+        ),
+        helper.make_node("MaxPool", ["b"], ["t"], kernel_shape=[2, 1]),
+        helper.make_node("Transpose", ["t"], ["y"]),
+    ]
+    constants = {"w": normal(4, 6, 1, 1), "axis": np.array(2), "five": np.array(5)}
+    model = model_of(nodes, {"x": (np.float32, ["n", 6, "h", "w_"])}, ["y"], constants)
+    runner = load(model)
+    for size in (5, 7, 5):
+        assert_agrees(runner, model, {"x": normal(2, 6, size, size)}, 1e-6)
+
+
+def test_padding_contributes_nothing_even_to_infinite_filters() -> None:
+    """A border of zeros around the input would: 0 * inf is NaN."""
+    b = Builder()
+    w = np.ones((6, 1, 3, 3), np.float32)
+    w[0, 0, 0, 0] = np.inf
+    x = b.node("Abs", b.node("Conv", "x", b.weight(6, 6, 1, 1), b.weight(6)))
+    y = b.node("Conv", x, b.constant(w), group=6, pads=[1] * 4)
+    runner = load(b.model({"x": (np.float32, ["n", 6, 4, 4])}, y))
+    for _ in range(2):
+        (found,) = runner(normal(1, 6, 4, 4)).values()
+        assert np.isinf(found[0, 0, 1:, 1:]).all()
+        assert np.isfinite(found[0, 0, 0]).all()
+        assert np.isfinite(found[0, 1:]).all()

@@ -67,7 +67,7 @@ class AsyncCopies:
             else:
                 self._fetch(source_site, source, part, source_offset, size, wanted, data)
         if shared.shadow:
-            shared.shadow.write(target_site, shared.shadow.granules(index), lanes, size, mark=IN_FLIGHT)
+            shared.shadow.write(target_site, index, lanes, size, mark=IN_FLIGHT)
         copy = _Copy(active, index, data if lanes is None else data[active], self.groups[active])
         if machine.random is not None and machine.random.integers(2):
             self._store(copy)
@@ -120,7 +120,7 @@ class AsyncCopies:
             self._store(copy)
         shadow = self.machine.shared.shadow
         if shadow:
-            shadow.land(shadow.granules(copy.target), shadow.keys[copy.lanes], copy.data.shape[1])
+            shadow.land(copy.target, shadow.keys[copy.lanes], copy.data.shape[1])
 
 
 def _distinct_sizes(sizes: Value, full: int) -> list[int]:

@@ -206,8 +206,8 @@ class BlockOrder:
         same_warp = same_block & (writer % width // 32 == mine % width // 32)
         ordered = atomic | (same_block & (time < machine.clock.block_since[local]))
         ordered |= same_warp & (time < machine.clock.warp_since[mine])
-        for i in np.flatnonzero(~ordered & ~same_block).tolist():
-            ordered[i] = self._handed_over(int(blocks[i]), int(writer[i]) % width, int(time[i]), int(mine[i]))
+        foreign = np.flatnonzero(~ordered & ~same_block)
+        ordered[foreign] = self._handed_over(blocks[foreign], writer[foreign] % width, time[foreign], mine[foreign])
         bad = np.zeros(len(bad), np.bool_)
         bad[where[~ordered]] = True
         if not bad.any():
@@ -220,10 +220,18 @@ class BlockOrder:
             offsets + allocation.base,
         )  # fmt: skip
 
-    def _handed_over(self, writer_block: int, writer: int, time: int, lane: int) -> bool:
-        local, position = divmod(lane, self.machine.block_lanes)
-        history = self.launch.acquired.get(int(self.machine.block_ids[local]), {}).get(writer_block, [])
-        return any(time < a.released[writer] and self._informed(local, a)[position] for a in history)
+    def _handed_over(self, blocks: Indices, writers: Indices, times: Indices, lanes: Indices) -> npt.NDArray[np.bool_]:
+        """For each access: has what lane ``writers`` of another block wrote at ``times`` been handed to ``lanes``?"""
+        local, position = np.divmod(lanes, self.machine.block_lanes)
+        ordered = np.zeros(len(lanes), np.bool_)
+        pairs = blocks * self.machine.block_count + local
+        for pair in np.unique(pairs).tolist():
+            other, mine = divmod(pair, self.machine.block_count)
+            rows = np.flatnonzero(pairs == pair)
+            for news in self.launch.acquired.get(int(self.machine.block_ids[mine]), {}).get(other, []):
+                informed = self._informed(mine, news)[position[rows]]
+                ordered[rows] |= informed & (times[rows] < news.released[writers[rows]])
+        return ordered
 
     def _informed(self, local: int, news: _Acquire) -> npt.NDArray[np.bool_]:
         """The lanes of a block that know: those that learnt it, and those that a barrier has ordered after them."""

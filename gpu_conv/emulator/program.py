@@ -50,6 +50,8 @@ class Program:
         blocks: its basic blocks; ``functions``: ``f(registers, lanes, machine)`` for each, which returns the value
             that the end of the block depends on (branch predicate, switch index, barrier operand).
         register_types: storage dtype of each register; ``numbers``: its place in the register file.
+        has_fence: does it have a fence that another block could see?
+        orders_warps: does anything order the shared-memory accesses within a warp, but not those of the block?
         shared_granule, global_granule: narrowest access to shared memory and narrowest write to global memory, bytes.
     """
 
@@ -63,6 +65,7 @@ class Program:
         self.namespace: dict[str, Any] = {**vars(numeric), **NAMED_DTYPES, "np": np}
         instructions = [i for block in self.blocks for i in block.instructions]
         self.has_fence = any(i.opcode in ("membar", "fence") or _orders(i) for i in instructions)
+        self.orders_warps = any(i.opcode == "ldmatrix" or i.name.startswith("bar.warp") for i in instructions)
         self.shared_granule = min([16, *(n for i in instructions for n in _shared_sizes(i))])
         self.global_granule = min([16, *(n for i in instructions for n in _global_write_sizes(i))])
         self.classes = [[(instruction_class(i), i.name) for i in block.instructions] for block in self.blocks]

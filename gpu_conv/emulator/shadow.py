@@ -37,9 +37,10 @@ _ONE = np.uint32(1)
 class Shadow:
     """The shadow of the shared memory of all blocks of a chunk, side by side."""
 
-    def __init__(self, machine: Machine, size: int, granule: int) -> None:
+    def __init__(self, machine: Machine, size: int, granule: int, *, warp_barriers: bool) -> None:
         self.machine = machine
         self.granule = granule
+        self.warp_barriers = warp_barriers  # or collective reads, which order the lanes of a warp too
         count = size // granule
         self.writer = np.zeros(count, np.uint32)
         self.reader = np.zeros(count, np.uint32)
@@ -73,24 +74,38 @@ class Shadow:
         """Byte indices -> granules."""
         return index >> shift(self.granule)
 
-    def read(self, site: Site, first: Indices, lanes: Lanes, size: int) -> None:
-        """Check and record a read; ``first`` is the granule of each active lane's first byte."""
-        key, since = compact(lanes, self.keys), compact(lanes, self.since)
-        for part in range(size // self.granule):
-            granule = first + part if part else first
-            writer = self.writer.take(granule)
-            suspect = (writer - _ONE) >= (since - _ONE)  # recent, in flight, or never written (0 wraps)
-            if suspect.any():
-                self._judge_read(site, suspect, writer, key, lanes)
-            reader = self.reader.take(granule)
-            suspect = (reader >= since) & (reader != key)
-            if suspect.any():
-                self._remember(granule, suspect, reader, key, reader >> TIME)
-            self.reader[granule] = key
-            winner = self.reader.take(granule)
-            lost = winner != key
-            if lost.any():  # several lanes read this granule at once
-                self._remember(granule, lost, winner, key, key >> TIME)
+    def _take(self, table: Keys, rows: Indices, parts: int) -> Keys:
+        """Entries of each access: (accesses,) or, if an access has several granules, (accesses, granules)."""
+        return table.take(rows) if parts == 1 else table.reshape(-1, parts).take(rows, axis=0)
+
+    def _parts(self, index: Indices, size: int, lanes: Lanes) -> tuple[int, Indices, Keys, Value, Keys]:
+        """How many granules an access has, its row of that many, and key and barrier in the shape of :meth:`_take`."""
+        parts = size // self.granule
+        flat, since = compact(lanes, self.keys), compact(lanes, self.since)
+        if parts == 1:
+            return parts, self.granules(index), flat, since, flat
+        return parts, index >> shift(size), flat[:, None], since if np.ndim(since) == 0 else since[:, None], flat
+
+    def read(self, site: Site, index: Indices, lanes: Lanes, size: int) -> None:
+        """Check and record a read; ``index`` is the first byte of each active lane."""
+        parts, rows, key, since, flat = self._parts(index, size, lanes)
+        writer = self._take(self.writer, rows, parts)
+        suspect = (writer - _ONE) >= (since - _ONE)  # recent, in flight, or never written (0 wraps)
+        if suspect.any():
+            for part in range(parts):
+                one, other = _column(part, suspect), _column(part, writer)
+                self._judge_read(site, one, other, flat, lanes)
+        reader = self._take(self.reader, rows, parts)
+        suspect = (reader >= since) & (reader != key)
+        if suspect.any():
+            for part in range(parts):
+                self._remember(rows * parts + part, _column(part, suspect), _column(part, reader), flat)
+        self.reader.reshape(-1, parts)[rows] = flat[:, None]
+        winner = self.reader.take(rows * parts)
+        lost = winner != flat
+        if lost.any():  # several lanes read this row at once
+            for part in range(parts):
+                self._remember(rows * parts + part, lost, winner, flat)
 
     def read_collectively(self, site: Site, granule: Indices, lane: Indices) -> None:
         """``ldmatrix``: ``lane`` (of the chunk) receives what is in ``granule``."""
@@ -103,12 +118,12 @@ class Shadow:
         reader = self.reader.take(granule)
         suspect = (reader >= since) & (reader != key)
         if suspect.any():
-            self._remember(granule, suspect, reader, key, reader >> TIME)
+            self._remember(granule, suspect, reader, key)
         self.reader[granule] = key
         winner = self.reader.take(granule)
         lost = winner != key
         if lost.any():
-            self._remember(granule, lost, winner, key, key >> TIME)
+            self._remember(granule, lost, winner, key)
 
     def read_by_all(self, site: Site, first: Indices, size: int) -> bool:
         """All lanes of every block read one address, ``first`` per block. False: the caller must look closer."""
@@ -125,41 +140,46 @@ class Shadow:
                 self.other_warps[granule] = now
         return True
 
-    def write(self, site: Site, first: Indices, lanes: Lanes, size: int, *, mark: np.uint32 | None = None) -> None:
+    def write(self, site: Site, index: Indices, lanes: Lanes, size: int, *, mark: np.uint32 | None = None) -> None:
         """Check and record a write, an atomic (``mark=ATOMIC``) or the issue of a copy (``mark=IN_FLIGHT``)."""
-        key, since = compact(lanes, self.keys), compact(lanes, self.since)
+        parts, rows, key, since, flat = self._parts(index, size, lanes)
         stored = key if mark is None else key | mark
-        for part in range(size // self.granule):
-            granule = first + part if part else first
-            writer = self.writer.take(granule)
-            suspect = (writer >= since) & (writer != stored)
-            if suspect.any():
-                self._judge_write(site, suspect, writer, key, lanes, atomic=mark == ATOMIC)
-            reader = self.reader.take(granule)
-            suspect = reader >= since
-            if suspect.any():
-                self._judge_write_after_read(site, suspect, granule, reader, key, since, lanes)
-            self.writer[granule] = stored
-            if mark != ATOMIC:
-                lost = self.writer.take(granule) != stored
-                if lost.any():
-                    message = "several threads write the same location in one instruction"
-                    self.machine.report("shared race", site, lost, lanes, message)
+        writer = self._take(self.writer, rows, parts)
+        suspect = (writer >= since) & (writer != stored)
+        if suspect.any():
+            for part in range(parts):
+                one, other = _column(part, suspect), _column(part, writer)
+                self._judge_write(site, one, other, flat, lanes, atomic=mark == ATOMIC)
+        reader = self._take(self.reader, rows, parts)
+        suspect = reader >= since
+        if suspect.any():
+            for part in range(parts):
+                one, other = _column(part, suspect), _column(part, reader)
+                self._judge_write_after_read(site, one, rows * parts + part, other, flat, lanes)
+        self.writer.reshape(-1, parts)[rows] = stored.reshape(-1, 1)
+        if mark != ATOMIC:
+            lost = self.writer.take(rows * parts) != stored.ravel()
+            if lost.any():
+                message = "several threads write the same location in one instruction"
+                self.machine.report("shared race", site, lost, lanes, message)
 
-    def land(self, first: Indices, keys: Keys, size: int) -> None:
+    def land(self, index: Indices, keys: Keys, size: int) -> None:
         """Copies have arrived; from now on they are writes by their thread."""
-        for part in range(size // self.granule):
-            self.writer[first + part] = keys
+        self.writer.reshape(-1, size // self.granule)[index >> shift(size)] = keys[:, None]
 
-    def _remember(self, granule: Indices, which: Any, other: Keys, key: Keys, time: Keys) -> None:
-        """Note a second reader of each granule: one that is not the thread of ``key``."""
+    def _remember(self, granule: Indices, which: Any, other: Keys, key: Keys) -> None:
+        """Note a second reader of each granule, ``other``, if it isn't the thread of ``key``."""
         which = np.flatnonzero(which)
-        difference = other[which] ^ key[which]
+        granule, other = granule[which], other[which]
+        difference = other ^ key[which]
+        another_thread = (difference & THREAD) != 0
+        if not self.warp_barriers:  # nothing orders the threads of a warp, so they are like any others
+            self.other_warps[granule[another_thread]] = other[another_thread] >> TIME
+            return
         another_warp = (difference & WARP) != 0
-        another_thread = ~another_warp & ((difference & THREAD) != 0) & ((other[which] & ATOMIC) == 0)
-        granule, time = granule[which], time[which]
-        self.other_warps[granule[another_warp]] = time[another_warp]
-        self.warp_readers[granule[another_thread]] = time[another_thread]
+        self.other_warps[granule[another_warp]] = other[another_warp] >> TIME
+        same_warp = another_thread & ~another_warp & ((other & ATOMIC) == 0)
+        self.warp_readers[granule[same_warp]] = other[same_warp] >> TIME
 
     def _warp_since(self, lanes: LaneList, which: Indices) -> Keys:
         chosen = which if lanes is None else lane_indices(lanes)[which]
@@ -183,12 +203,13 @@ class Shadow:
         self._report(site, bad, "shared race", "overwrites what {} wrote, no barrier between", lanes, writer)
 
     def _judge_write_after_read(
-        self, site: Site, suspect: Any, granule: Indices, reader: Keys, key: Keys, since: Value, lanes: LaneList
+        self, site: Site, suspect: Any, granule: Indices, reader: Keys, key: Keys, lanes: LaneList
     ) -> None:
         bad = self._unordered(suspect, reader, key, lanes, collective=True)
         rest = np.flatnonzero(suspect & ~bad)
         if rest.size:
-            barrier = spread(since, len(key))[rest] >> TIME
+            chosen = rest if lanes is None else lane_indices(lanes)[rest]
+            barrier = spread(self.since, self.machine.lane_count)[chosen] >> TIME
             bad[rest] = self.other_warps[granule[rest]] >= barrier
             mine = (((reader[rest] ^ key[rest]) & THREAD) == 0) | ((reader[rest] & ATOMIC) != 0)
             times = self.warp_readers[granule[rest]]
@@ -217,3 +238,8 @@ class Shadow:
             thread = self.machine.thread_index(int(other[int(np.argmax(bad))] & THREAD))
             message = message.format(f"thread {thread}")
         self.machine.report(kind, site, bad, lanes, message)
+
+
+def _column(part: int, table: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """One granule of every access."""
+    return table if table.ndim == 1 else table[:, part]

@@ -35,7 +35,8 @@ class SharedMemory:
         self.words = {n: self.bytes.view(t) for n, t in ((1, "u1"), (2, "u2"), (4, "u4"), (8, "u8"))}
         self.block_row = np.arange(machine.block_count) * self.stride - BASE
         self.row: Value = self.block_row[machine.local_block] if machine.block_count > 1 else self.block_row[0]
-        self.shadow = Shadow(machine, len(self.bytes), granule) if races else None
+        ordered = machine.launch.program.orders_warps
+        self.shadow = Shadow(machine, len(self.bytes), granule, warp_barriers=ordered) if races else None
 
     def locate(
         self, site: Site, address: Value, lanes: Lanes, immediate: int, size: int, *, write: bool
@@ -95,7 +96,7 @@ class SharedMemory:
         if index is None:
             return self._load_uniform(site, int(address), element, count)
         if self.shadow:
-            self.shadow.read(site, self.shadow.granules(index), lanes, size)
+            self.shadow.read(site, index, lanes, size)
         if count == 1:
             return [expand(lanes, self.words[element].take(index >> shift(size)))]
         rows = self.words[element].reshape(-1, count).take(index >> shift(size), axis=0)
@@ -104,8 +105,7 @@ class SharedMemory:
     def _load_uniform(self, site: Site, address: int, element: int, count: int) -> list[Value]:
         first = address + self.block_row
         if self.shadow and not self.shadow.read_by_all(site, self.shadow.granules(first), element * count):
-            every_lane = self.shadow.granules(np.repeat(first, self.machine.block_lanes))
-            self.shadow.read(site, every_lane, None, element * count)
+            self.shadow.read(site, np.repeat(first, self.machine.block_lanes), None, element * count)
         words = [self.words[element].take(first // element + i) for i in range(count)]
         if self.machine.block_count == 1:
             return [w[0] for w in words]
@@ -123,7 +123,7 @@ class SharedMemory:
         if index is None:
             index = spread(address, self.machine.lane_count) + self.row
         if self.shadow:
-            self.shadow.write(site, self.shadow.granules(index), lanes, size)
+            self.shadow.write(site, index, lanes, size)
         rows, index = self.words[element].reshape(-1, len(values)), index >> shift(size)
         for i, value in enumerate(values):
             rows[:, i][index] = compact(lanes, value)
@@ -135,5 +135,5 @@ class SharedMemory:
         if index is None:
             index = spread(address, self.machine.lane_count) + self.row
         if self.shadow:
-            self.shadow.write(site, self.shadow.granules(index), lanes, size, mark=ATOMIC)
+            self.shadow.write(site, index, lanes, size, mark=ATOMIC)
         return index

@@ -64,8 +64,8 @@ STRIPS = (
     Strip(1, 5, 5, 4, 2, 3),
     Strip(1, 7, 7, 8, 2, 2, itemsize=2),
     Strip(1, 7, 7, 4, 2, 2),
-    Strip(3, 3, 3, 8, 2, 2, itemsize=2),
-    Strip(3, 3, 3, 4, 2, 2),
+    Strip(3, 3, 3, 8, 1, 2, itemsize=2),
+    Strip(3, 3, 3, 4, 1, 2),
 )
 
 

@@ -15,10 +15,15 @@ MAX_PLANS = 8  # sets of input shapes remembered per graph
 
 
 class Executor:
-    """A graph with the plans made for it."""
+    """A graph with the plans made for it.
 
-    def __init__(self, graph: Graph) -> None:
+    Args:
+        device: where convolutions are computed; None follows the arrays.
+    """
+
+    def __init__(self, graph: Graph, device: str | None = None) -> None:
         self._graph = graph
+        self._device = device
         self._inputs = [*(p.name for p in graph.inputs), *graph.captures]
         self._memos: Memos = {}
         self._plans: OrderedDict[Any, Plan] = OrderedDict()
@@ -37,7 +42,7 @@ class Executor:
                 self._plans.move_to_end(key)
                 return plan.run(arrays, observe)
             inputs = dict(zip(self._inputs, arrays, strict=True))
-            plan, results = Planner(inputs, self._memos, Executor).record(self._graph)
+            plan, results = Planner(inputs, self._memos, self._device, Executor).record(self._graph)
             self._plans[key] = plan
             if len(self._plans) > MAX_PLANS:
                 self._plans.popitem(last=False)

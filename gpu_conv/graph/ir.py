@@ -90,6 +90,18 @@ class Graph:
                 table.setdefault(name, []).append(node)
         return table
 
+    def dying(self) -> list[list[str]]:
+        """For each node, the values of this graph that nobody reads after it; outputs of the graph never die."""
+        kept = {port.name for port in self.outputs}
+        own = {port.name for port in self.inputs} | {o for node in self.nodes for o in node.outputs if o}
+        last: dict[str, int] = {}
+        for i, node in enumerate(self.nodes):
+            last.update(dict.fromkeys((n for n in (*node.uses, *node.outputs) if n in own and n not in kept), i))
+        table: list[list[str]] = [[] for _ in self.nodes]
+        for name, i in last.items():
+            table[i].append(name)
+        return table
+
     def producers(self) -> dict[str, Node]:
         """Value -> node that makes it."""
         return {o: node for node in self.nodes for o in node.outputs if o}

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ..execute import DEVICES
 from .check import check
 from .device import namespace
 from .errors import ModelError, ModelTypeError
@@ -20,12 +21,14 @@ from .patterns import recognise
 from .profile import Profile, Recorder
 
 
-def load(source: str | os.PathLike[str] | bytes | Any) -> Model:
+def load(source: str | os.PathLike[str] | bytes | Any, *, device: str | None = None) -> Model:
     """Load an ONNX model, check it, and prepare it for running.
 
     Args:
         source: path of an ``.onnx`` file, its bytes, or an ``onnx.ModelProto``. Tensors in files of their own are read
             only from below the model's folder.
+        device: where convolutions are computed, as in :func:`gpu_conv.conv`: None follows the arrays, "emulator" runs
+            the CUDA kernels on NumPy arrays.
 
     Raises:
         ModelError: the model cannot be run; the message names the node or tensor and the reason.
@@ -35,9 +38,11 @@ def load(source: str | os.PathLike[str] | bytes | Any) -> Model:
         >>> model = load("mobilenet_v2.onnx")                   # doctest: +SKIP
         >>> scores = model(picture)["scores"]                   # doctest: +SKIP
     """
+    if device is not None and device not in DEVICES:
+        raise ValueError(f"device must be None or one of {', '.join(DEVICES)}, got {device!r}")
     graph, label = read(source)
     check(graph)
-    return Model(fuse(drop_unread(recognise(fold(graph)))), label)
+    return Model(fuse(drop_unread(recognise(fold(graph)))), label, device)
 
 
 class Model:
@@ -47,12 +52,12 @@ class Model:
         inputs, outputs: name, dtype and shape of each, as the file declares them.
     """
 
-    def __init__(self, graph: Graph, label: str) -> None:
+    def __init__(self, graph: Graph, label: str, device: str | None = None) -> None:
         self.graph = graph
         self.inputs: tuple[Port, ...] = tuple(graph.inputs)
         self.outputs: tuple[Port, ...] = tuple(graph.outputs)
         self._label = label
-        self._executor = Executor(graph)
+        self._executor = Executor(graph, device)
 
     def __call__(self, inputs: Mapping[str, Array] | Array) -> dict[str, Array]:
         """Run the model.

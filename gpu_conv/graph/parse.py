@@ -94,7 +94,7 @@ class _Parser:
         constants: dict[str, Host] = {}
         for tensor in proto.initializer:
             name = _text(tensor.name)
-            if not name or name in constants:
+            if not name or name in constants or name in outer:
                 raise ModelError(f"{where}: initializer {name!r} has no name or appears twice")
             constants[name] = to_array(tensor, self.folder, f"initializer {name!r}")
         inputs = [_port(i, "input") for i in proto.input if _text(i.name) not in constants]
@@ -115,7 +115,7 @@ class _Parser:
                     raise ModelError(f"{node}: input {name!r} {_why_missing(name, produced)}")
                 captures[name] = None
             for name in filter(None, node.outputs):
-                if name in known:
+                if name in known or name in outer:
                     raise ModelError(f"{node}: value {name!r} is defined twice")
                 known.add(name)
             if node.op == "Constant":

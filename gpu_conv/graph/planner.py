@@ -58,13 +58,19 @@ class Planner:
     Args:
         inputs: array by name, captures included.
         memos: shared by the plans of a graph.
-        executor: makes a function from a graph; for branches that are decided in every run.
+        device: where convolutions are computed; None follows the arrays.
+        executor: makes a function from a graph and a device; for branches that are decided in every run.
     """
 
     def __init__(
-        self, inputs: dict[str, Array], memos: Memos, executor: Callable[[Graph], Callable[[list[Array]], list[Array]]]
+        self,
+        inputs: dict[str, Array],
+        memos: Memos,
+        device: str | None,
+        executor: Callable[[Graph, str | None], Callable[[list[Array]], list[Array]]],
     ) -> None:
         self.memos = memos
+        self.device = device
         self.executor = executor
         self.locations = tuple({location(a) for a in inputs.values()})
         self.plan = Plan()
@@ -91,22 +97,13 @@ class Planner:
             self.values[name] = Value(array, static=True, foreign=True)
         self.kept.update(port.name for port in graph.outputs)
         outer, self.consumers = self.consumers, graph.consumers()
-        last_use: dict[str, int] = {}
-        for i, node in enumerate(graph.nodes):
-            last_use.update(dict.fromkeys(node.uses, i))
-            last_use.update(dict.fromkeys(filter(None, node.outputs), i))
-        dying: dict[int, list[str]] = {}
-        own = {o for node in graph.nodes for o in node.outputs} | {p.name for p in graph.inputs}
-        for name, i in last_use.items():
-            if name in own and name not in self.kept:
-                dying.setdefault(i, []).append(name)
-        for i, node in enumerate(graph.nodes):
+        for node, dying in zip(graph.nodes, graph.dying(), strict=True):
             try:
                 self.node(node)
             except EXPECTED as error:
                 inputs = ", ".join(self.describe(name) for name in node.inputs if name)
                 raise NodeError.wrap(node, error, f" [inputs: {inputs}]") from error
-            for name in dying.get(i, ()):
+            for name in dying:
                 self.release(name)
         self.consumers = outer
 
@@ -132,10 +129,9 @@ class Planner:
         if node.op == "If" and present[0].static:
             self.inline(node, bool(present[0].array))
             return
-        xp = next((namespace(v.array) for i, v in enumerate(values) if v and i not in row.host and not v.static), np)
-        if xp is np:
-            xp = next((namespace(v.array) for i, v in enumerate(values) if v and i not in row.host and _device(v)), np)
-        call = Call(node, xp, memo=self.memos.setdefault((id(node), xp.__name__, self.locations), {}))
+        modules = [namespace(v.array) for i, v in enumerate(values) if v and i not in row.host]
+        xp = next((module for module in modules if module is not np), np)  # the host's arrays go to the device's
+        call = Call(node, xp, self.device, memo=self.memos.setdefault((id(node), xp.__name__, self.locations), {}))
         if all(v.static for v in present) or (row.shape_only and all(v.stable for v in present)):
             self.compute(node, row, call, values)
             return
@@ -151,10 +147,15 @@ class Planner:
         """The branch of an If whose condition follows from constants and shapes."""
         branch = node.attrs["then_branch" if condition else "else_branch"]
         self.trace(branch)
-        for name, port in zip(node.outputs, branch.outputs, strict=True):
+        results = [self.values[port.name] for port in branch.outputs]
+        for name in (*branch.constants, *branch.producers()):  # names end with their graph
+            self.values.pop(name, None)
+            self.converted.pop(name, None)
+            self.kept.discard(name)
+        for name, value in zip(node.outputs, results, strict=True):
+            self.pool.hold(value.origin)
             if name:
-                self.values[name] = self.values[port.name]
-                self.pool.hold(self.values[name].origin)
+                self.values[name] = value
 
     def compute(self, node: Node, row: Op, call: Call, values: list[Value | None]) -> None:
         """A node whose results are the same in every run: they become constants of the plan."""
@@ -163,7 +164,7 @@ class Planner:
         results = row.run(call, *[v and v.array for v in values])
         for name, array in zip(node.outputs, results if isinstance(results, tuple) else (results,), strict=False):
             if name:
-                self.values[name] = Value(np.asarray(array), static=True, foreign=True)
+                self.values[name] = Value(np.asarray(array), static=True)
 
     def branches(self, node: Node) -> dict[str, Any]:
         """Functions from all captures of a control node to the outputs of each subgraph."""
@@ -171,7 +172,7 @@ class Planner:
         runs = {}
         for key, graph in node.attrs.items():
             if isinstance(graph, Graph):
-                run = self.executor(graph)
+                run = self.executor(graph, self.device)
                 places = [order.index(c) for c in graph.captures]
                 runs[key] = lambda *captured, _run=run, _at=places: _run([captured[i] for i in _at])
         return runs
@@ -212,9 +213,13 @@ class Planner:
     ) -> Value:
         """One step between layouts or namespaces, done now and for good if the value is static."""
         call = Call(node, xp or namespace(value.array))
-        array = run(call, value.array)
         if value.static:
-            return Value(array, last=last, static=True, foreign=True)
+            # what belongs to the model is moved to a device once, whatever the number of plans
+            kept = self.memos.setdefault((run, self.locations), {}) if value.foreign and run is _upload else {}
+            if id(value.array) not in kept:
+                kept[id(value.array)] = run(call, value.array)
+            return Value(kept[id(value.array)], last=last, static=True)
+        array = run(call, value.array)
         origin, foreign = (value.origin, value.foreign) if views else (frozenset[Buffer](), False)
         new = Value(array, self.plan.slot(), last, stable=value.stable, origin=origin, foreign=foreign)
         if run is layout.moved and value.stable:
@@ -257,7 +262,8 @@ class Planner:
         """Give a value a buffer of its own, padded for the convolutions that read it, and let its step write there."""
         array = value.array
         pads = ((0, 0),) * array.ndim
-        around = self.padding(name, array.shape[1:-1]) if value.last and call.xp is np else None
+        on_cpu = call.xp is np and self.device in (None, "cpu")  # elsewhere padding costs a kernel nothing
+        around = self.padding(name, array.shape[1:-1]) if value.last and on_cpu else None
         buffer = self.pool.take(call.xp, array.shape, ((0, 0), *around, (0, 0)) if around else pads, array.dtype)
         buffer.array[...] = array
         call.out = value.array = buffer.array
@@ -290,10 +296,6 @@ class Planner:
         new = Value(_copied(call, value.array), self.plan.slot())
         self.plan.steps.append(Step(_copied, call, (value.slot,), (new.slot,)))
         return new
-
-
-def _device(value: Value) -> bool:
-    return namespace(value.array) is not np
 
 
 def _upload(call: Call, x: Array) -> Array:

@@ -55,7 +55,7 @@ def test_only_y_and_the_workspace_may_be_written(launch):
 
 
 def test_unknown_operands(launch):
-    with pytest.raises(ValueError, match="unknown operands.*'z'"):
+    with pytest.raises(ValueError, match=r"unknown operands.*'z'"):
         Emulator().run(launch, {"z": np.zeros(1)})
 
 

@@ -115,7 +115,7 @@ def plant(monkeypatch, file, old, new):
     text = source.load(file)
     assert text.count(old) == 1, f"{old!r} is {text.count(old)} times in {file}"
     broken = text.replace(old, new)
-    monkeypatch.setattr(source, "load", lambda name, *_: broken if name == file else pytest.fail(name))
+    monkeypatch.setattr(compiler, "load", lambda name, *_: broken if name == file else pytest.fail(name))
 
 
 def assert_lean(launches, archs):

@@ -77,6 +77,7 @@ def _options(call: Call, spatial: tuple[int, ...], w: Array) -> dict[str, Any]:
         "dilations": window.dilations,
         "padding": ((0, 0),) * rank if call.padded else window.pads(spatial),
         "groups": call.attrs["group"],
+        "device": call.device,
     }
 
 
@@ -178,6 +179,7 @@ def _transposed_options(call: Call, x: Array, w: Array) -> tuple[dict[str, Any],
         "padding": pads,
         "output_padding": more,
         "groups": call.attrs["group"],
+        "device": call.device,
         **_layouts(rank, transposed=True),
     }
     return options, missing

@@ -30,6 +30,7 @@ class Call:
 
     Attributes:
         xp: namespace of the arrays: numpy or cupy.
+        device: where convolutions are computed; None follows the arrays.
         last: whether the operands (the result) are channels last: axis 1 of ONNX is the last axis in memory.
         out: array for the result, if the operator takes one (``Op.out``), or None.
         padded: whether a convolution's input already lies in zeros as wide as its padding, and those are part of it.
@@ -42,6 +43,7 @@ class Call:
 
     node: Node
     xp: ModuleType = np
+    device: str | None = None
     last: bool = False
     out: Array | None = None
     padded: bool = False
