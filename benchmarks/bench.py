@@ -3,7 +3,8 @@
     python benchmarks/bench.py --output result.json [--calibration calibration.json] [--budget 240]
 
 Every row of ``layers.json`` (the core layers of real models) runs in float16 and float32, NHWC and NCHW, at the
-smallest batch that moves 16 MB. Before timing, the first and the last image are compared with PyTorch's float64 convolution.
+smallest batch that moves 16 MB. Before timing, the first and the last image are compared with PyTorch's float64
+convolution.
 """
 
 from __future__ import annotations

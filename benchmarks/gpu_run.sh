@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Everything that needs a GPU, in parts that can be repeated one by one; results go into the folder that is given.
 #
-#   benchmarks/gpu_run.sh OUT [warm calibrate tests sanitize conformance bench]
+#   benchmarks/gpu_run.sh OUT [warm calibrate tests sanitize conformance bench nets]
 #
 # Needs python3 with CuPy 14.2, NVRTC (cuda-bindings), pytest and, for the peers, PyTorch; compute-sanitizer on the PATH.
 # Nothing is installed. A failing part does not stop the others; the exit status counts the failed ones.
@@ -10,7 +10,7 @@ set -uo pipefail
 out=$(mkdir -p "$1" && cd "$1" && pwd)
 shift
 cd "$(dirname "$0")/.."
-parts=${*:-warm calibrate tests sanitize conformance bench}
+parts=${*:-warm calibrate tests sanitize conformance bench nets}
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
 export GPU_CONV_CACHE="${GPU_CONV_CACHE:-/tmp/gpu_conv_cache}"
 failed=0
@@ -53,6 +53,8 @@ bench() {
     timeout "${BENCH_SECONDS:-280}" python3 benchmarks/bench.py --output "$out/layers.json" \
         --budget "$((${BENCH_SECONDS:-280} - 30))" "${calibration[@]}" ${BENCH_OPTIONS:-}
 }
+
+nets() { timeout 120 python3 benchmarks/nets.py --output "$out/nets.json"; }
 
 for part in $parts; do
     start=$SECONDS

@@ -31,11 +31,11 @@ struct Sums {
 };
 
 // All products of one slab of one unit. pixels and filter: of this warp and lane, see the kernel. MASKED: only the halves
-// of the operand words selected by mask take part.
+// of the operand words selected by mask take part. first, end: of the steps along a filter row, constants.
 template <class T, class F, class TILE, bool MASKED>
-DEVICE void multiply(Sums<TILE>& sums, uint32 pixels, uint32 filter, uint32 mask, int lane) {
+DEVICE void multiply(Sums<TILE>& sums, uint32 pixels, uint32 filter, uint32 mask, int lane, int first, int end) {
     typedef Layout<F, TILE> L;
-    constexpr int kItems = F::kColumns * TILE::kChunks, kSteps = ceil_div(kItems, 2);
+    constexpr int kItems = F::kColumns * TILE::kChunks;
     constexpr int kStride = TILE::kAlongRow ? 1 : F::kStrideRows;
     constexpr int kStepBytes = TILE::kAlongRow ? 16 * L::kPixelBytes : L::kRowBytes;
     constexpr int kInputs = (TILE::kBars - 1) * kStride + (F::kRows - 1) * F::kDilationRows + 1;
@@ -46,7 +46,7 @@ DEVICE void multiply(Sums<TILE>& sums, uint32 pixels, uint32 filter, uint32 mask
     const uint32 line_pair = filter + (lane % 8 + lane / 16 * 8) * L::kLineBytes + lane / 8 % 2 * 16;
     const uint32 line = filter + lane % 16 * L::kLineBytes;
 #pragma unroll
-    for (int step = 0; step < kSteps; step++) {
+    for (int step = first; step < end; step++) {
         const int item = step * 2;
         const bool whole = item + 1 < kItems;  // else 8 channels are left
         uint32 b[F::kRows][TILE::kWarpTiles][2];
@@ -201,6 +201,11 @@ __global__ void __launch_bounds__(TILE::kThreads, TILE::kBlocks)
         return reinterpret_cast<Y*>(staging + pixel * kStagedBytes) + column;
     };
     const Epilogue<ACT, float> epilogue(p.alpha, p.beta);
+    // Where the products bind, of the two warps of a scheduler one fetches while the other one multiplies.
+    constexpr int kSteps = ceil_div(F::kColumns * TILE::kChunks, 2);
+    constexpr bool kTurns = TILE::kUnits == 1 && TILE::kWarps == 8 && kSteps > 1;
+    constexpr int kHalf = kTurns ? kSteps / 2 : kSteps;
+    const bool fetches_first = !kTurns || warp < 4;
 
     int stage = 0;
 #pragma unroll 1
@@ -219,17 +224,23 @@ __global__ void __launch_bounds__(TILE::kThreads, TILE::kBlocks)
             return all + (warp_n * TILE::kTiles + u * TILE::kWarpTiles) * 8 * L::kLineBytes;
         };
         const auto pixels_of = [&](int u) { return ring + stage * L::kStageBytes + pixels + u * TILE::kChunks * 16; };
+        const auto multiply_units = [&](int slab, int first, int end) {
+#pragma unroll
+            for (int u = 0; u < TILE::kWarpUnits; u++) {
+                multiply<T, F, TILE, false>(sums[u], pixels_of(u), filter_of(slab, u), 0, lane, first, end);
+            }
+        };
         int slab = 0;
 #pragma unroll 1
         do {  // there is at least one: the sums need not be kept for none
             if (slab > 0) stage = stage + 1 == TILE::kStages ? 0 : stage + 1;
             copy_wait<TILE::kStages - 2>();
             __syncthreads();
-            fetch_next(stage == 0 ? TILE::kStages - 1 : stage - 1);
-#pragma unroll
-            for (int u = 0; u < TILE::kWarpUnits; u++) {
-                multiply<T, F, TILE, false>(sums[u], pixels_of(u), filter_of(slab, u), 0, lane);
-            }
+            const int free_stage = stage == 0 ? TILE::kStages - 1 : stage - 1;
+            if (fetches_first) fetch_next(free_stage);
+            multiply_units(slab, 0, kHalf);
+            if (kTurns && !fetches_first) fetch_next(free_stage);
+            if (kTurns) multiply_units(slab, kHalf, kSteps);
         } while (++slab < p.slabs);
         if constexpr (kGroups > 1) {
             bool spread = false;
@@ -246,7 +257,7 @@ __global__ void __launch_bounds__(TILE::kThreads, TILE::kBlocks)
                                             ((channel + 1) / kChannels == g ? 0xffff0000u : 0);
                         Sums<TILE> exact;
                         clear(exact, u);
-                        multiply<T, F, TILE, true>(exact, pixels_of(u), filter_of(0, u), mask, lane);
+                        multiply<T, F, TILE, true>(exact, pixels_of(u), filter_of(0, u), mask, lane, 0, kSteps);
 #pragma unroll
                         for (int i = 0; i < TILE::kBars; i++) {
 #pragma unroll
@@ -284,6 +295,7 @@ __global__ void __launch_bounds__(TILE::kThreads, TILE::kBlocks)
 #pragma unroll
         for (int bar = 0; bar < TILE::kBars; bar++) {
             __syncwarp();  // the previous bar has left the staging
+            const int residual_at = opaque(bar * residual_bar);  // or the residual of all bars would be loaded at once
 #pragma unroll
             for (int j = 0; j < TILE::kTiles; j++) {
 #pragma unroll
@@ -298,7 +310,7 @@ __global__ void __launch_bounds__(TILE::kThreads, TILE::kBlocks)
                                                      p.residual_column);
                             const int at_channel = channel(column + e);
                             if ((bar < from.bars) & (at_channel >= 0)) {
-                                const Y* const address = residual + (from.offset + bar * residual_bar + at_channel);
+                                const Y* const address = residual + (from.offset + residual_at + at_channel);
                                 const Vector<Y, kPair> before = load<Y, kPair>(address);
 #pragma unroll
                                 for (int i = 0; i < kPair; i++) sum[e + i] += element<float>(before, i);

@@ -159,36 +159,43 @@ DEVICE void stage_pixels(uint32 to, const T* x, int end, Cursor at, const ConvTi
 }
 
 // One line per output: the taps, and of each tap the chunks of the slab. GROUPS groups share a chunk: the other groups'
-// channels get zeros. COPY: eight channels lie side by side and aligned; otherwise they are gathered one by one.
+// channels get zeros. COPY: eight channels lie side by side and aligned; otherwise they are gathered one by one. A thread
+// keeps its place in the line and goes from line to line.
 template <class T, class F, class TILE, int GROUPS, bool COPY>
 DEVICE void stage_filter(uint32 to, const T* w, int first_unit, int first_output, int slab, const ConvTileParams& p,
                          int thread) {
     typedef Layout<F, TILE> L;
-    const int unit_channels = 8 / GROUPS;  // of one group in a chunk
+    constexpr int kChannels = 8 / GROUPS;  // of one group in a chunk
+    constexpr int kLinesAtOnce = max_of(1, TILE::kThreads / L::kLineChunks);
+    constexpr int kItemThreads = TILE::kThreads / kLinesAtOnce;
+    thread = opaque(thread);  // or all of this would stay in registers while products are computed
+    if (thread >= kLinesAtOnce * kItemThreads) return;
 #pragma unroll 1
-    for (int u = thread; u < L::kLines * L::kLineChunks; u += TILE::kThreads) {
-        const int line = u / L::kLineChunks, item = u % L::kLineChunks;
+    for (int item = thread % kItemThreads; item < L::kLineChunks; item += kItemThreads) {
         const int tap = item / TILE::kChunks, chunk = slab * TILE::kChunks + item % TILE::kChunks;
-        const int unit = first_unit + line / (TILE::kUnitTiles * 8);
-        const int output = first_output + line % (TILE::kUnitTiles * 8);
-        const bool valid = (unit < p.units) & (output < p.unit_outputs) & (chunk < p.unit_chunks);
-        const int group_in_chunk = GROUPS == 1 ? 0 : output / p.out_per_group;
-        const int64 from = int64(unit * GROUPS + group_in_chunk) * p.w_group +
-                           int64(output - group_in_chunk * p.out_per_group) * p.w_out +
-                           int64(chunk * (GROUPS == 1 ? 8 : 0)) * p.w_channel + tap / F::kColumns * p.w_row +
-                           tap % F::kColumns * p.w_column;
-        const uint32 place = to + line * L::kLineBytes + item * 16;
-        if constexpr (COPY) {
-            copy_async<16>(place, valid ? w + from : w, valid);
-        } else {
-            uint32 word[4] = {};
+        const T* const from = w + (tap / F::kColumns * p.w_row + tap % F::kColumns * p.w_column +
+                                   int64(chunk * (GROUPS == 1 ? 8 : 0)) * p.w_channel);
+#pragma unroll 1
+        for (int line = thread / kItemThreads; line < L::kLines; line += kLinesAtOnce) {
+            const int unit = first_unit + (TILE::kUnits == 1 ? 0 : line / (TILE::kUnitTiles * 8));
+            const int output = first_output + (TILE::kUnits == 1 ? line : line % (TILE::kUnitTiles * 8));
+            const bool valid = (unit < p.units) & (output < p.unit_outputs) & (chunk < p.unit_chunks);
+            const int group_in_chunk = GROUPS == 1 ? 0 : output / p.out_per_group;
+            const T* const channels = from + (unit * GROUPS + group_in_chunk) * p.w_group +
+                                      (output - group_in_chunk * p.out_per_group) * p.w_out;
+            const uint32 place = to + line * L::kLineBytes + item * 16;
+            if constexpr (COPY) {
+                copy_async<16>(place, channels, valid);
+            } else {
+                uint32 word[4] = {};
 #pragma unroll
-            for (int e = 0; e < 8; e++) {
-                if (valid & (e / unit_channels == group_in_chunk)) {
-                    word[e / 2] |= load<T, 1>(w + from + e % unit_channels * p.w_channel).word[0] << 16 * (e % 2);
+                for (int e = 0; e < 8; e++) {
+                    if (valid & (e / kChannels == group_in_chunk)) {
+                        word[e / 2] |= load<T, 1>(channels + e % kChannels * p.w_channel).word[0] << 16 * (e % 2);
+                    }
                 }
+                shared_store_16(place, word);
             }
-            shared_store_16(place, word);
         }
     }
 }

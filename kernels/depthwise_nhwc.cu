@@ -1,14 +1,14 @@
 // Depthwise convolution, channels last, 1 to 3 spatial axes, unrolled filters, stride 1 or 2, float32 sums.
 //
-// Thread: VEC channels x TW columns x `band` output rows of one depth slice. It walks down the input rows; each row is
-// loaded once, AHEAD rows before it is used, and feeds every output row that it touches: ceil(R / STRIDE) rows
-// of accumulators roll. Weights stay in registers as float32. Block: 128 threads over (strip of columns, channel
-// vector), channels fastest, so that a warp reads whole consecutive pixels whatever the channel count. No shared
-// memory. Dilation: the outputs of one phase (p mod dilation, q mod dilation) are an undilated convolution of every
-// dilation-th row and column, so only the pitches change. Multiplier m > 1: VEC = 1 and channel k reads input channel k
-// / m. Traffic: output once; input once plus (R - STRIDE) / (band * STRIDE) through L2, columns overlap in L1. Limits:
-// x and y dense; channels % VEC == 0 and both aligned to VEC elements; dilation 1 where the stride is 2; one row of x
-// and y below 2^31 elements.
+// Thread: VEC channels x TW columns x ROWS rows of outputs of one depth slice. It walks down the input rows; each row
+// is loaded once, AHEAD rows before it is used, and feeds every output row that it touches: ceil(R / STRIDE) rows of
+// accumulators roll. Weights stay in registers as float32. Block: 128 threads over (strip of columns, channel vector),
+// channels fastest, so that a warp reads whole consecutive pixels whatever the channel count. No shared memory.
+// Dilation: the outputs of one phase (p mod dilation, q mod dilation) are an undilated convolution of every dilation-th
+// row and column, so only the pitches change. Multiplier m > 1: VEC = 1 and channel k reads input channel k / m.
+// Traffic: output once; input once plus (R - STRIDE) / (ROWS * STRIDE) through L2, columns overlap in L1. Limits: x and
+// y dense; channels % VEC == 0 and both aligned to VEC elements; dilation 1 where the stride is 2; one row of x and y
+// below 2^31 elements.
 #include "epilogue.cuh"
 
 struct DepthwiseNhwcParams {
@@ -22,7 +22,6 @@ struct DepthwiseNhwcParams {
     int32 padding[3];  // low side; negative crops
     int32 dilations[3];
     int32 depth_stride;
-    int32 band;             // output rows per thread
     int32 bands;            // in the longest phase
     int32 blocks_per_band;  // blocks over the columns and channels
     double alpha;
@@ -32,13 +31,14 @@ static_assert(sizeof(DepthwiseNhwcParams) == 128, "gpu_conv/families/depthwise.p
 
 constexpr int kNhwcThreads = 128;
 
-template <class T, class B, class Y, int VEC, int TW, int AHEAD, int KD, int R, int S, int STRIDE, bool W_VECTOR,
-          bool RESIDUAL, int ACT, int MIN_BLOCKS>
+template <class T, class B, class Y, int VEC, int TW, int ROWS, int AHEAD, int KD, int R, int S, int STRIDE,
+          bool W_VECTOR, bool RESIDUAL, int ACT, int MIN_BLOCKS>
 __global__ void __launch_bounds__(kNhwcThreads, MIN_BLOCKS)
     depthwise_nhwc(const T* x, const T* w, const B* bias, const Y* residual, const int32*, const int32*, Y* y, void*,
                    const DepthwiseNhwcParams p) {
     constexpr int kColumns = (TW - 1) * STRIDE + S;  // input columns of a strip
     constexpr int kLive = ceil_div(R, STRIDE);       // output rows that one input row can touch
+    constexpr int kSteps = (ROWS - 1) * STRIDE + R;  // input rows of a band
     static_assert(kColumns <= 32, "the columns inside the image are one bit mask");
     static_assert(STRIDE == 1 || STRIDE == 2, "the rolling rows are unrolled for strides 1 and 2");
 
@@ -55,8 +55,8 @@ __global__ void __launch_bounds__(kNhwcThreads, MIN_BLOCKS)
     const int strip = index / vectors, channel = (index - strip * vectors) * VEC;
     const int q0 = strip / p.dilations[2] * (TW * p.dilations[2]) + strip % p.dilations[2];
     const int rows = ceil_div(p.out[1] - phase, p.dilations[1]);
-    const int first = band * p.band, last = min(rows, first + p.band);  // output rows, counted within the phase
-    if (q0 >= p.out[2] || first >= last) return;
+    const int first = band * ROWS;  // output row, counted within the phase
+    if (q0 >= p.out[2] || first >= rows) return;
     const int group = VEC == 1 ? channel / p.multiplier : channel, in_channels = p.channels / p.multiplier;
 
     float weight[KD][R][S][VEC], start[VEC], sum[kLive][TW][VEC];
@@ -79,19 +79,10 @@ __global__ void __launch_bounds__(kNhwcThreads, MIN_BLOCKS)
     }
 #pragma unroll
     for (int i = 0; i < VEC; i++) start[i] = bias ? fetch<float>(bias + channel + i) : 0.0f;
-#pragma unroll
-    for (int a = 0; a < kLive; a++) {
-#pragma unroll
-        for (int t = 0; t < TW; t++) {
-#pragma unroll
-            for (int i = 0; i < VEC; i++) sum[a][t][i] = start[i];
-        }
-    }
 
     // Where the strip reads. The pointer may lie outside x; it is followed under the masks only.
     const int w0 = q0 * STRIDE - p.padding[2], h0 = phase - p.padding[1] + first * STRIDE * p.dilations[1];
     const int d0 = depth * p.depth_stride - p.padding[0];
-    const int steps = (last - first - 1) * STRIDE + R;  // input rows
     uint32 inside = 0;
 #pragma unroll
     for (int j = 0; j < kColumns; j++) inside |= uint32(uint32(w0 + j * p.dilations[2]) < uint32(p.in[2])) << j;
@@ -100,22 +91,20 @@ __global__ void __launch_bounds__(kNhwcThreads, MIN_BLOCKS)
     const int64 corner = ((int64(n) * p.in[0] + d0) * p.in[1] + h0) * row_pitch + int64(w0) * in_channels + group;
     const T* x_row = x + corner;
 
-    // Input rows in flight, the next one first. fetch_row appends one.
+    // Input rows in flight, the next one first.
     struct Row {
         Vector<T, VEC> column[kColumns];
     };
     Row ahead[AHEAD];
-    const auto fetch_row = [&](int step, int d) {
-        const bool row_inside = uint32(h0 + step * p.dilations[1]) < uint32(p.in[1]) && step < steps &&
+    const auto fetch_row = [&](Row& row, int step, int d) {
+        const bool row_inside = uint32(h0 + step * p.dilations[1]) < uint32(p.in[1]) &&
                                 (KD == 1 || uint32(d0 + d * p.dilations[0]) < uint32(p.in[0]));
         const uint32 mask = row_inside ? inside : 0;
         const T* const at = KD == 1 ? x_row : x_row + d * slice_pitch;
         const int pitch = opaque(column_pitch);
 #pragma unroll
-        for (int i = 0; i + 1 < AHEAD; i++) ahead[i] = ahead[i + 1];
-#pragma unroll
         for (int j = 0; j < kColumns; j++) {
-            Vector<T, VEC>& to = ahead[AHEAD - 1].column[j];
+            Vector<T, VEC>& to = row.column[j];
             to = zero_vector<T, VEC>();
             if (mask >> j & 1) to = load<T, VEC>(at + int64(pitch) * j);
         }
@@ -129,58 +118,48 @@ __global__ void __launch_bounds__(kNhwcThreads, MIN_BLOCKS)
     int64 y_at = (y_rows * p.out[2] + q0) * p.channels + channel;
 
 #pragma unroll
-    for (int i = 0; i < AHEAD; i++) fetch_row(i / KD, i % KD);
-    int row = first - (kLive - 1);  // the output row that the next STRIDE input rows complete
-    for (int step = 0;; step += STRIDE * kLive) {
+    for (int i = 0; i < AHEAD; i++) fetch_row(ahead[i], i / KD, i % KD);
 #pragma unroll
-        for (int u = 0; u < kLive; u++) {
+    for (int i = 0; i < kSteps * KD; i++) {
+        const int step = i / KD, d = i % KD;
+        float in[kColumns][VEC];
 #pragma unroll
-            for (int e = 0; e < STRIDE; e++) {
+        for (int j = 0; j < kColumns; j++) unpack(ahead[0].column[j], in[j]);
 #pragma unroll
-                for (int d = 0; d < KD; d++) {
-                    float in[kColumns][VEC];
+        for (int k = 0; k + 1 < AHEAD; k++) ahead[k] = ahead[k + 1];
+        if (i + AHEAD < kSteps * KD) fetch_row(ahead[AHEAD - 1], (i + AHEAD) / KD, (i + AHEAD) % KD);
 #pragma unroll
-                    for (int j = 0; j < kColumns; j++) unpack(ahead[0].column[j], in[j]);
-                    fetch_row(step + u * STRIDE + e + (d + AHEAD) / KD, (d + AHEAD) % KD);
+        for (int r = 0; r < R; r++) {
+            if (step < r || (step - r) % STRIDE != 0 || (step - r) / STRIDE >= ROWS) continue;
+            float (&total)[TW][VEC] = sum[(step - r) / STRIDE % kLive];
 #pragma unroll
-                    for (int a = 0; a < kLive; a++) {
-                        const int r = (kLive - 1 - a) * STRIDE + e;
-                        if (r >= R) continue;
-#pragma unroll
-                        for (int s = 0; s < S; s++) {
-#pragma unroll
-                            for (int t = 0; t < TW; t++) {
-#pragma unroll
-                                for (int i = 0; i < VEC; i++) {
-                                    float& total = sum[(u + a) % kLive][t][i];
-                                    total = multiply_add(in[t * STRIDE + s][i], weight[d][r][s][i], total);
-                                }
-                            }
-                        }
-                    }
-                }
-            }
-            if (row >= first) {
-                const int pitch = opaque(y_column);
+            for (int s = 0; s < S; s++) {
 #pragma unroll
                 for (int t = 0; t < TW; t++) {
-                    if (q0 + t * p.dilations[2] >= p.out[2]) continue;
-                    float v[VEC], r[VEC];
-                    if constexpr (RESIDUAL) unpack(load<Y, VEC, false>(residual + y_at + int64(pitch) * t), r);
 #pragma unroll
-                    for (int i = 0; i < VEC; i++) {
-                        v[i] = epilogue.activate(RESIDUAL ? sum[u][t][i] + r[i] : sum[u][t][i]);
+                    for (int v = 0; v < VEC; v++) {
+                        const float before = d == 0 && r == 0 && s == 0 ? start[v] : total[t][v];
+                        total[t][v] = multiply_add(in[t * STRIDE + s][v], weight[d][r][s][v], before);
                     }
-                    store(y + y_at + int64(pitch) * t, pack<Y>(v));
                 }
-                y_at += y_row;
-            }
-            if (++row == last) return;
-#pragma unroll
-            for (int t = 0; t < TW; t++) {
-#pragma unroll
-                for (int i = 0; i < VEC; i++) sum[u][t][i] = start[i];
             }
         }
+        if (d < KD - 1 || step < R - 1 || (step - (R - 1)) % STRIDE != 0) continue;
+        const int done = (step - (R - 1)) / STRIDE;  // the output row that is now complete
+        if (first + done >= rows) return;
+        const int pitch = opaque(y_column);
+#pragma unroll
+        for (int t = 0; t < TW; t++) {
+            if (q0 + t * p.dilations[2] >= p.out[2]) continue;
+            float v[VEC], extra[VEC];
+            if constexpr (RESIDUAL) unpack(load<Y, VEC, false>(residual + y_at + int64(pitch) * t), extra);
+#pragma unroll
+            for (int c = 0; c < VEC; c++) {
+                const float total = sum[done % kLive][t][c];
+                v[c] = epilogue.activate(RESIDUAL ? total + extra[c] : total);
+            }
+            store(y + y_at + int64(pitch) * t, pack<Y>(v));
+        }
+        y_at += y_row;
     }
 }

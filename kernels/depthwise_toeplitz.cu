@@ -19,18 +19,18 @@
 #include "toeplitz.cuh"
 
 // How a warp walks down: an input row feeds output rows `kLive - 1` back to 0; a chunk is unrolled, so that the
-// rotation of the sums costs nothing, and is the unit of staging: at least 4 rows, so that memory is read in long runs.
-template <int ROWS, int STRIDE>
+// rotation of the sums costs nothing, and is the unit of staging.
+template <int ROWS, int STRIDE, int REPEATS>
 struct ToeplitzWalk {
     static constexpr int kLive = ceil_div(ROWS, STRIDE);
-    static constexpr int kOutputs = kLive * ceil_div(4, kLive);
+    static constexpr int kOutputs = kLive * REPEATS;
     static constexpr int kInputs = kOutputs * STRIDE;
     static constexpr int kLastPhase =
         (ROWS - 1) % STRIDE;  // after this row of a step its oldest output row is complete
 };
 
-template <class X, class BIAS, class Y, int ROWS, int STRIDE, int STEPS, int VECTOR, int COPIES, int Y_VECTOR,
-          int STAGES, bool RESIDUAL, int ACT, int MIN_BLOCKS>
+template <class X, class BIAS, class Y, int ROWS, int STRIDE, int REPEATS, int STEPS, int VECTOR, int COPIES,
+          int Y_VECTOR, int STAGES, bool RESIDUAL, int ACT, int MIN_BLOCKS>
 __global__ void __launch_bounds__(kToeplitzWarps * 32, MIN_BLOCKS)
     depthwise_toeplitz(const X* x, const X* w, const BIAS* bias, const Y* residual, const int32*, const int32*, Y* y,
                        void*, const DepthwiseToeplitzParams p) {
@@ -38,14 +38,14 @@ __global__ void __launch_bounds__(kToeplitzWarps * 32, MIN_BLOCKS)
     static_assert(STRIDE == 1 || STRIDE == 2, "a wider stride would leave most of a window unused");
     static_assert(VECTOR == 1 || VECTOR == 2 || VECTOR == 4, "wider copies would need a lead of up to 7 zero columns");
     static_assert(STAGES >= 2, "one chunk is computed while another one arrives");
-    typedef ToeplitzWalk<ROWS, STRIDE> Walk;
+    typedef ToeplitzWalk<ROWS, STRIDE, REPEATS> Walk;
     constexpr int kBuffers =
         ROWS * STEPS < 20 ? 2 : 1;  // rows in registers: the next one loads while one is multiplied
     extern __shared__ __align__(16) unsigned char shared[];
 
     const int32 warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-    const int32 channel = int32(blockIdx.x) % p.channels;
-    int32 group = (int32(blockIdx.x) / p.channels * kToeplitzWarps + warp) * p.groups_per_warp;
+    const int32 channel = blockIdx.x;
+    int32 group = (int32(blockIdx.y) * kToeplitzWarps + warp) * p.groups_per_warp;
     int32 left = min_of(p.groups_per_warp, p.groups - group) * p.chunks;
     if (left <= 0) return;
 
@@ -60,7 +60,7 @@ __global__ void __launch_bounds__(kToeplitzWarps * 32, MIN_BLOCKS)
     for (uint32 i = lane * 16; i < STAGES * stage_bytes; i += 512) shared_store_16(ring + i, {0, 0, 0, 0});
     __syncwarp();
 
-    const int32 window = int32(blockIdx.y) * p.blocks * 8 * STRIDE - p.padding[1] - p.lead;
+    const int32 window = int32(blockIdx.z) * p.blocks * 8 * STRIDE - p.padding[1] - p.lead;
     const int32 width = (p.blocks - 1) * 8 * STRIDE + STEPS * 16;
     ToeplitzCopies<X, VECTOR, COPIES, Walk::kInputs> copies(p, ring, lane, window, width);
     int32 copy_group = group, copy_chunk = 0;
@@ -73,7 +73,7 @@ __global__ void __launch_bounds__(kToeplitzWarps * 32, MIN_BLOCKS)
         copies.copy(p, slot, row_bytes);
         if (++copy_chunk == p.chunks) copy_chunk = 0, copy_group++;
     };
-#pragma unroll
+#pragma unroll 1
     for (int s = 0; s < STAGES - 1; s++) {
         if (s < left) copy_next(s * stage_bytes);
         copy_commit();
@@ -93,14 +93,16 @@ __global__ void __launch_bounds__(kToeplitzWarps * 32, MIN_BLOCKS)
 
     // Where the line of a fragment that this lane names lies in a row: one unit, low or high half of the k axis.
     const int32 line_unit = lane % 16 < p.per_group * p.blocks ? lane % 16 : 0;
+    const int32 line_stream = line_unit * p.reciprocal >> 16;
     const uint32 line =
-        ring + line_unit / p.blocks * p.stream_pitch + line_unit % p.blocks * (16 * STRIDE) + lane / 16 * 16;
+        ring + line_stream * p.stream_pitch + (line_unit - line_stream * p.blocks) * (16 * STRIDE) + lane / 16 * 16;
     auto load_row = [&](uint32(&a)[STEPS][4], uint32 address) {
 #pragma unroll
         for (int s = 0; s < STEPS; s++) ldmatrix_x4(a[s], address + 32 * s);
     };
 
     const ToeplitzUnit units[2] = {{p, g}, {p, g + 8}};
+    const int32 columns[2] = {p.out[1] - units[0].column - 2 * t, p.out[1] - units[1].column - 2 * t};
     float sum[Walk::kLive][2][2];  // output row; unit g or g + 8; column
     const Y* residual_row[2] = {residual, residual};
     Y* y_row[2];
@@ -112,7 +114,7 @@ __global__ void __launch_bounds__(kToeplitzWarps * 32, MIN_BLOCKS)
             for (int half = 0; half < 2; half++) {
                 const ToeplitzStream stream(p, group * p.per_group + units[half].stream);
                 const int32 column = units[half].column + 2 * t, before = stream.first_row - Walk::kLive + 1;
-                rows[half] = column < p.out[1] ? units[half].rows(p, stream) : 0;
+                rows[half] = columns[half] > 0 ? units[half].rows(p, stream) : 0;
                 y_row[half] = y + stream.image * p.y_image + int64(before) * p.y_row + column;
                 if constexpr (RESIDUAL) {
                     residual_row[half] =
@@ -149,10 +151,8 @@ __global__ void __launch_bounds__(kToeplitzWarps * 32, MIN_BLOCKS)
             for (int half = 0; half < 2; half++) {
                 const float (&complete)[2] = sum[(step + 1) % Walk::kLive][half];
                 probe = fmaf(0.0f, complete[0], probe);
-                if (uint32(first + step) < uint32(rows[half])) {
-                    finish_pair<Y, Y_VECTOR, RESIDUAL>(complete, residual_row[half], y_row[half],
-                                                       units[half].column + 2 * t + 1 < p.out[1], epilogue);
-                }
+                const int32 exist = uint32(first + step) < uint32(rows[half]) ? columns[half] : 0;
+                finish_pair<Y, Y_VECTOR, RESIDUAL>(complete, residual_row[half], y_row[half], exist, epilogue);
                 y_row[half] += p.y_row;
                 if constexpr (RESIDUAL) residual_row[half] += p.residual_row;
             }

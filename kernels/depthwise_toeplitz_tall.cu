@@ -25,8 +25,8 @@ __global__ void __launch_bounds__(kToeplitzWarps * 32, MIN_BLOCKS)
     extern __shared__ __align__(16) unsigned char shared[];
 
     const int32 warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-    const int32 channel = int32(blockIdx.x) % p.channels;
-    int32 group = (int32(blockIdx.x) / p.channels * kToeplitzWarps + warp) * p.groups_per_warp;
+    const int32 channel = blockIdx.x;
+    int32 group = (int32(blockIdx.y) * kToeplitzWarps + warp) * p.groups_per_warp;
     const int32 last_group = min_of(group + p.groups_per_warp, p.groups);
     const X* const image = x + p.x_offset(channel);
 
@@ -49,7 +49,7 @@ __global__ void __launch_bounds__(kToeplitzWarps * 32, MIN_BLOCKS)
     };
     auto chunks_of = [&](int32 group) { return max_of(ceil_div(end_of(group) - first_of(group), kInputs), 1); };
 
-    const int32 window = int32(blockIdx.y) * p.blocks * 8 - p.padding[1] - p.lead;
+    const int32 window = int32(blockIdx.z) * p.blocks * 8 - p.padding[1] - p.lead;
     ToeplitzCopies<X, VECTOR, COPIES, kInputs> copies(p, ring, lane, window, (p.blocks - 1) * 8 + STEPS * 16);
     int32 copy_group = group, copy_left = 0;
     auto copy_next = [&](uint32 slot) {
@@ -65,7 +65,7 @@ __global__ void __launch_bounds__(kToeplitzWarps * 32, MIN_BLOCKS)
         }
         copy_commit();
     };
-#pragma unroll
+#pragma unroll 1
     for (int s = 0; s < STAGES - 1; s++) copy_next(s * stage_bytes);
 
     for (int32 i = threadIdx.x; i < p.filter[0] * STEPS * 32; i += kToeplitzWarps * 32) {
@@ -83,7 +83,8 @@ __global__ void __launch_bounds__(kToeplitzWarps * 32, MIN_BLOCKS)
     for (int m = 0; m < TILES; m++) {
         int32 unit = lane % 16 + 16 * m;
         if (unit >= p.per_group * p.blocks) unit = 0;
-        line[m] = ring + unit / p.blocks * p.stream_pitch + unit % p.blocks * 16 + lane / 16 * 16;
+        const int32 stream = unit * p.reciprocal >> 16;
+        line[m] = ring + stream * p.stream_pitch + (unit - stream * p.blocks) * 16 + lane / 16 * 16;
     }
 
     uint32 slot = 0;
@@ -138,7 +139,8 @@ __global__ void __launch_bounds__(kToeplitzWarps * 32, MIN_BLOCKS)
             for (int o = 0; o < OUTPUTS; o++) {
                 const float (&complete)[2] = sum[o][half / 2][half % 2];
                 probe = fmaf(0.0f, complete[0], probe);
-                if (o < rows) finish_pair<Y, Y_VECTOR, RESIDUAL>(complete, extra, to, column + 1 < p.out[1], epilogue);
+                const int32 exist = o < rows ? p.out[1] - column : 0;
+                finish_pair<Y, Y_VECTOR, RESIDUAL>(complete, extra, to, exist, epilogue);
                 to += p.y_row;
                 if constexpr (RESIDUAL) extra += p.residual_row;
             }

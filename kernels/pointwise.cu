@@ -219,11 +219,13 @@ __global__ void __launch_bounds__(TILE::kThreads, TILE::kBlocks)
             for (int j = 0; j < Warp::kColumns; j++) {
                 const int row = Warp::row(lane, i), column = Warp::column(lane, j);
                 Y* const staged = output.staged(row, column);
+                Vector<Y, Warp::kRun> before = zero_vector<Y, Warp::kRun>();
+                if (residual) before = load<Y, Warp::kRun, false>(staged);
 #pragma unroll
                 for (int e = 0; e < Warp::kRun; e++) {
                     const int in_tile = P::kInRows ? warp_column + column + e : warp_row + row;
-                    const Acc before = residual ? to_accumulator<Acc>(staged[e]) : Acc(0);
-                    warp.sum[i][j][e] = epilogue.finish(warp.sum[i][j][e], shared_bias[in_tile], before);
+                    warp.sum[i][j][e] =
+                        epilogue.finish(warp.sum[i][j][e], shared_bias[in_tile], element<Acc>(before, e));
                 }
                 if constexpr (sizeof(Y) == 1) {
 #pragma unroll

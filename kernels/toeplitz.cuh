@@ -25,33 +25,31 @@ struct DepthwiseToeplitzParams {
     int32 x_row;
     int32 y_row;
     int32 residual_row;
-    int32 channels;  // of y
     int32 multiplier;
     int32 in[2];
     int32 out[2];
     int32 padding[2];
     int32 filter[2];
     int32 lead;
-    int32 blocks;     // column blocks of 8 outputs in a strip; blockIdx.y counts strips
-    int32 per_group;  // streams that a warp walks down together
-    int32 streams;    // of a channel; of one band of it in depthwise_toeplitz_tall
-    int32 groups;     // of a channel
-    int32 bands;      // of an image
-    int32 band;       // output rows of a band
-    int32 chunks;     // of a band; unused in depthwise_toeplitz_tall
+    int32 blocks;      // column blocks of 8 outputs in a strip; blockIdx.z counts strips
+    int32 reciprocal;  // ceil(2^16 / blocks)
+    int32 per_group;   // streams that a warp walks down together
+    int32 streams;     // of a channel; of one band of it in depthwise_toeplitz_tall
+    int32 groups;      // of a channel
+    int32 bands;       // of an image
+    int32 band;        // output rows of a band
+    int32 chunks;      // of a band; unused in depthwise_toeplitz_tall
     int32 groups_per_warp;
     int32 stream_pitch;  // bytes of one row of one stream in shared memory
 
     // Offsets of an output channel.
-    DEVICE int64 x_offset(int32 channel) const { return channel / multiplier * x_channel; }
-    DEVICE int64 w_offset(int32 channel) const {
-        return channel / multiplier * w_group + channel % multiplier * w_multiplier;
-    }
-    DEVICE int64 y_offset(int32 channel) const {
-        return channel / multiplier * y_group + channel % multiplier * y_multiplier;
-    }
-    DEVICE int64 residual_offset(int32 channel) const {
-        return channel / multiplier * residual_group + channel % multiplier * residual_multiplier;
+    DEVICE int32 input(int32 channel) const { return multiplier == 1 ? channel : channel / multiplier; }
+    DEVICE int64 x_offset(int32 channel) const { return input(channel) * x_channel; }
+    DEVICE int64 w_offset(int32 channel) const { return offset(channel, w_group, w_multiplier); }
+    DEVICE int64 y_offset(int32 channel) const { return offset(channel, y_group, y_multiplier); }
+    DEVICE int64 residual_offset(int32 channel) const { return offset(channel, residual_group, residual_multiplier); }
+    DEVICE int64 offset(int32 channel, int64 group, int64 member) const {
+        return input(channel) * group + (channel - input(channel) * multiplier) * member;
     }
 };
 static_assert(sizeof(DepthwiseToeplitzParams) == 208, "the host packs this struct");
@@ -73,7 +71,7 @@ struct ToeplitzStream {
 
     DEVICE ToeplitzStream(const DepthwiseToeplitzParams& p, int32 stream)
         : image(stream), first_row(0), exists(stream < p.streams) {
-        if (p.bands > 1) image = stream / p.bands, first_row = (stream - image * p.bands) * p.band;
+        if (p.bands > 1) image = uint32(stream) / uint32(p.bands), first_row = (stream - image * p.bands) * p.band;
     }
     DEVICE ToeplitzStream(int32 image, int32 first_row, bool exists)
         : image(image), first_row(first_row), exists(exists) {}
@@ -85,8 +83,8 @@ struct ToeplitzUnit {
     int32 column;
     static constexpr int32 kNone = 1 << 16;
 
-    DEVICE ToeplitzUnit(const DepthwiseToeplitzParams& p, int32 unit) : stream(unit / p.blocks) {
-        column = (int32(blockIdx.y) * p.blocks + unit - stream * p.blocks) * 8;
+    DEVICE ToeplitzUnit(const DepthwiseToeplitzParams& p, int32 unit) : stream(unit * p.reciprocal >> 16) {
+        column = (int32(blockIdx.z) * p.blocks + unit - stream * p.blocks) * 8;
         if (stream >= p.per_group) stream = kNone;
     }
 
@@ -113,9 +111,10 @@ struct ToeplitzCopies {
         : window(window) {
         const int32 from = max_of(window, 0), to = min_of(window + width, p.in[1]);
         const int32 vectors = max_of(to - from, 0) / VECTOR;
+        const int32 reciprocal = vectors ? (uint32(vectors) + 65535u) / uint32(vectors) : 0;  // ceil(2^16 / vectors)
 #pragma unroll
         for (int c = 0; c < COPIES; c++) {
-            const int32 i = lane + 32 * c, stream = vectors ? i / vectors : p.per_group;
+            const int32 i = lane + 32 * c, stream = vectors ? i * reciprocal >> 16 : p.per_group;
             const int32 column = from - window + (i - stream * vectors) * VECTOR;
             place[c] = stream < p.per_group ? stream << 16 | column : kNone;
             destination[c] = ring + stream * p.stream_pitch + column * int(sizeof(X));
@@ -168,25 +167,26 @@ struct ToeplitzCopies {
     }
 };
 
-// Two neighbouring outputs of a row; `second`: whether the right one exists.
+// Two neighbouring outputs of a row, of which `exist` there are 0, 1 or 2. Only accesses depend on it: no branches.
 template <class Y, int Y_VECTOR, bool RESIDUAL, int ACT>
-DEVICE void finish_pair(const float (&sum)[2], const Y* residual, Y* y, bool second,
+DEVICE void finish_pair(const float (&sum)[2], const Y* residual, Y* y, int32 exist,
                         const Epilogue<ACT, float>& epilogue) {
     float values[2] = {sum[0], sum[1]};
     if constexpr (RESIDUAL && Y_VECTOR == 2) {
-        const Vector<Y, 2> extra = load<Y, 2>(residual);
+        const Vector<Y, 2> extra = exist ? load<Y, 2>(residual) : zero_vector<Y, 2>();
         values[0] += element<float>(extra, 0), values[1] += element<float>(extra, 1);
     } else if constexpr (RESIDUAL) {
-        values[0] += fetch<float>(residual);
-        if (second) values[1] += fetch<float>(residual + 1);
+        if (exist > 0) values[0] += fetch<float>(residual);
+        if (exist > 1) values[1] += fetch<float>(residual + 1);
     }
 #pragma unroll
     for (float& v : values) v = epilogue.activate(v);
     if constexpr (Y_VECTOR == 2) {
-        store(y, pack<Y>(values));
+        const Vector<Y, 2> packed = pack<Y>(values);
+        if (exist) store(y, packed);
     } else {
-        y[0] = from_accumulator<Y>(values[0]);
-        if (second) y[1] = from_accumulator<Y>(values[1]);
+        if (exist > 0) y[0] = from_accumulator<Y>(values[0]);
+        if (exist > 1) y[1] = from_accumulator<Y>(values[1]);
     }
 }
 

@@ -1,7 +1,8 @@
-"""ONNX models for the tests of the runner: one-node graphs, and small networks with random weights."""
+"""For the tests of the ONNX runner: models of one node, small networks with random weights, and what to compare."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ import numpy as np
 import onnx
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
+
+from gpu_conv.onnx import Model
 
 Array = np.ndarray[Any, Any]
 
@@ -238,3 +241,27 @@ def with_random_weights(path: Path, seed: int = 0) -> tuple[onnx.ModelProto, dic
         if i.name not in known
     }
     return model, feeds
+
+
+TOLERANCE = 2e-4  # of max|y|, over a whole network
+
+
+def steps(runner: Model, inputs: Any) -> Counter[str]:
+    """How often each operator runs, layout changes included."""
+    return Counter(r.op.partition("+")[0] for r in runner.profile(inputs, repeat=1))
+
+
+def assert_agrees(runner: Model, model: onnx.ModelProto, feeds: dict[str, Any], tolerance: float = TOLERANCE) -> None:
+    """Both the planned and the replayed run."""
+    wanted = expected(model, feeds)
+    before = {name: a.copy() for name, a in feeds.items()}
+    for _ in range(2):
+        found = runner(feeds)
+        assert list(found) == list(wanted)
+        for name, array in wanted.items():
+            assert found[name].shape == array.shape
+            assert found[name].dtype == array.dtype
+            assert np.isfinite(array).all()
+            np.testing.assert_allclose(found[name], array, rtol=0, atol=tolerance * np.abs(array).max())
+    for name, array in before.items():
+        np.testing.assert_array_equal(feeds[name], array, err_msg="an input was written to")

@@ -157,6 +157,8 @@ class Writer:
                     raise self.unsupported(f"special register %{name}")
                 return f"m.special({name!r}).astype({DTYPE_NAMES[dtype]}, copy=False)"
             case Symbol(name):
+                if not self.program.has_symbol(name):
+                    raise self.unsupported(f"symbol {name}")
                 return f"m.address_of({name!r}).astype({DTYPE_NAMES[dtype]})"
             case Negated(inner):
                 return f"~{self.read(inner, dtype)}"

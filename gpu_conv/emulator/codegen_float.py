@@ -170,9 +170,8 @@ def _arithmetic_of(opcode: str, integer: Handler | None) -> Handler:
 # ---- conversions
 
 
-def _to_float(w: Writer, operand: Operand, kind: str, mods: Modifiers) -> tuple[str, str]:
+def _to_float(w: Writer, operand: Operand, kind: str, ftz: bool) -> tuple[str, str]:
     """The source of a conversion as float32 or float64, and which."""
-    ftz = mods.flag("ftz")
     if kind in ("f16", "bf16"):
         return f"{_half_codec(kind)[0]}({w.read(operand, u16)})", "f32"
     text = w.read(operand, value_type(kind))
@@ -212,7 +211,8 @@ def _convert_pair(w: Writer, i: Instruction, mods: Modifiers, target: str, sourc
 def _convert_float(w: Writer, i: Instruction, mods: Modifiers, target: str, source: str) -> None:
     integral = mods.choice("rni", "rzi", "rmi", "rpi")
     mode = mods.choice("rn", *_DIRECTED) or "rn"
-    text, kind = _to_float(w, i.operands[1], source, mods)
+    ftz = mods.flag("ftz")
+    text, kind = _to_float(w, i.operands[1], source, ftz)
     if target not in FLOATS:
         if not integral:
             raise w.unsupported()
@@ -231,7 +231,8 @@ def _convert_float(w: Writer, i: Instruction, mods: Modifiers, target: str, sour
             raise w.unsupported()
         w.write(i.operands[0], f"{_half_codec(target)[1]}({text}, {mode!r})", u16)
     elif target == "f32" and kind == "f64":
-        w.write(i.operands[0], f"round_to_f32({text}, {mode!r})", f32)
+        text = f"round_to_f32({text}, {mode!r})"
+        w.write(i.operands[0], f"flush({text})" if ftz else text, f32)
     else:  # exact
         w.write(i.operands[0], text if target == kind else f"({text}).astype({target})", value_type(target))
 

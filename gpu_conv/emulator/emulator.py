@@ -188,7 +188,7 @@ class Emulator:
             raise ValueError(f"{kernel.name} has {len(kernel.parameters)} parameters, got {arguments} arguments")
         target = KNOWN_TARGETS.get(self.arch)
         available = target.shared_per_block if target else _MAX_SHARED
-        wanted = kernel.dynamic_shared_offset + shared_bytes if shared_bytes else kernel.static_shared
+        wanted = kernel.shared_bytes(shared_bytes)
         if wanted > available:
             raise ValueError(f"{wanted} bytes of shared memory; {self.arch} has {available} per block")
 
@@ -248,7 +248,7 @@ def _counters(state: LaunchState) -> Counters:
     counters.uncovered = list(uncovered)
     for allocation in state.space.allocations:
         read, written = (int(np.count_nonzero(s)) * 32 for s in (allocation.sectors_read, allocation.sectors_written))
-        if read or written:
+        if (read or written) and not allocation.internal:
             counters.traffic[allocation.name] = Traffic(read, written)
     return counters
 

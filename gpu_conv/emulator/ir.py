@@ -175,6 +175,10 @@ class Kernel:
     dynamic_shared_offset: int = 0
     local_bytes: int = 0
 
+    def shared_bytes(self, dynamic: int) -> int:
+        """Shared memory of a block that is launched with so much dynamic shared memory."""
+        return self.dynamic_shared_offset + dynamic if dynamic else self.static_shared
+
     def place_variables(self) -> None:
         """Assign the offsets of shared and local variables; dynamic shared memory follows the static part."""
         shared = local = 0

@@ -52,13 +52,15 @@ class LaunchState:
     def address_of(self, name: str) -> int:
         """Address of a module variable or of a parameter that is indexed at run time."""
         if name not in self._addresses:
-            variable = self.program.kernel.variables.get(name)
+            variable, name_shown = self.program.kernel.variables.get(name), name
             if variable is not None:
                 data = make_aligned(variable.data or max(1, variable.size))
                 writable = variable.space == "global"
             else:
                 data, writable = make_aligned(self.parameters[name]), False
-            self._addresses[name] = self.space.add(name, data, writable=writable).pointer
+                name_shown = "kernel parameter"
+            allocation = self.space.add(name_shown, data, writable=writable, internal=True)
+            self._addresses[name] = allocation.pointer
         return self._addresses[name]
 
 
@@ -79,7 +81,7 @@ class Machine:
         self.clock = Clock(self.block_count, self.lane_count)
         self.order = BlockOrder(self, launch.order)
         self.memory = GlobalMemory(self)
-        size = program.kernel.dynamic_shared_offset + launch.dynamic_shared
+        size = program.kernel.shared_bytes(launch.dynamic_shared)
         self.shared = SharedMemory(self, size, program.shared_granule, races=launch.checking)
         self.local = LocalMemory(self, program.kernel.local_bytes)
         self.generic = Generic(self)

@@ -28,18 +28,22 @@ class Allocation:
     Offsets count from ``base``, which is 32-byte aligned; the legal ones are ``low <= offset < high``.
 
     Attributes:
+        internal: made by the emulator for a variable or a parameter; it is no traffic of the launch.
         pointer: the address of element 0, what the kernel receives.
         written: one byte per byte, 255 where the kernel (or the caller) has written; ``None`` if all of it is.
         order: shadow of the global race check, made at the first write.
         sectors_read, sectors_written: which 32-byte sectors were touched.
     """
 
-    def __init__(self, index: int, name: str, array: npt.NDArray[Any], *, writable: bool, initialised: bool) -> None:
+    def __init__(
+        self, index: int, name: str, array: npt.NDArray[Any], *, writable: bool, initialised: bool, internal: bool
+    ) -> None:
         self.name = name
         self.array = array
         self.writable = writable
+        self.internal = internal
         first, last = byte_bounds(array) if array.size else (array.ctypes.data, array.ctypes.data)
-        offset = first - _owner_address(array)
+        offset = 0 if internal else first - _owner_address(array)
         self.base = ((FIRST + index) << SHIFT) + offset % BASE_ALIGNMENT // VECTOR * VECTOR
         self.low = offset % VECTOR
         self.high = self.low + last - first
@@ -120,8 +124,19 @@ class AddressSpace:
     def __init__(self) -> None:
         self.allocations: list[Allocation] = []
 
-    def add(self, name: str, array: npt.NDArray[Any], *, writable: bool = True, initialised: bool = True) -> Allocation:
-        allocation = Allocation(len(self.allocations), name, array, writable=writable, initialised=initialised)
+    def add(
+        self,
+        name: str,
+        array: npt.NDArray[Any],
+        *,
+        writable: bool = True,
+        initialised: bool = True,
+        internal: bool = False,
+    ) -> Allocation:
+        """A new allocation; see :class:`Allocation`."""
+        allocation = Allocation(
+            len(self.allocations), name, array, writable=writable, initialised=initialised, internal=internal
+        )
         self.allocations.append(allocation)
         return allocation
 

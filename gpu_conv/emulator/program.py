@@ -83,6 +83,10 @@ class Program:
         self.namespace[name] = site
         return name
 
+    def has_symbol(self, name: str) -> bool:
+        """Is it a variable or a parameter?"""
+        return name in self.kernel.variables or any(p.name == name for p in self.kernel.parameters)
+
     def fresh_registers(self) -> list[Any]:
         return [dtype(0) for dtype in self.register_types.values()]
 

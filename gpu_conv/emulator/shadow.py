@@ -103,9 +103,13 @@ class Shadow:
         self.reader.reshape(-1, parts)[rows] = flat[:, None]
         winner = self.reader.take(rows * parts)
         lost = winner != flat
-        if lost.any():  # several lanes read this row at once
+        if not lost.any():
+            return
+        if self.warp_barriers:
             for part in range(parts):
                 self._remember(rows * parts + part, lost, winner, flat)
+        else:  # several lanes read these rows at once; which ones makes no difference
+            self.other_warps.reshape(-1, parts)[rows[lost]] = self.machine.clock.now
 
     def read_collectively(self, site: Site, granule: Indices, lane: Indices) -> None:
         """``ldmatrix``: ``lane`` (of the chunk) receives what is in ``granule``."""

@@ -8,9 +8,10 @@ from ..problem import ConvProblem
 DTYPES = ("float32", "float16", "bfloat16")
 THREADS = 128  # of every depthwise kernel
 
-# Bands: enough blocks for WAVES waves of the device, in bands of at least TALL rows (rows above and below a band are
-# read twice); a problem too small for one wave is cut down to bands of SHORT rows.
-WAVES, TALL, SHORT = 8, 7, 2
+# Output rows of a thread: unrolled, so that no product is computed for a row of another thread. The rows around a band
+# are read twice, so the tallest that leaves WAVES waves of the device is taken.
+HEIGHTS = (7, 4, 2)
+WAVES = 2
 
 
 def three(values: tuple[int, ...], fill: int) -> list[int]:
@@ -35,12 +36,12 @@ def refuses(p: ConvProblem) -> str | None:
     return None
 
 
-def cut_into_bands(rows: int, blocks: int, wave: int) -> int:
-    """Into how many bands to cut ``rows`` output rows, where one band of all is ``blocks`` blocks."""
-    bands = min(-(-WAVES * wave // blocks), -(-rows // TALL))
-    if blocks * bands < wave:
-        bands = min(-(-wave // blocks), -(-rows // SHORT))
-    return max(1, bands)
+def height(rows: int, blocks: int, wave: int) -> int:
+    """Output rows of a thread, where bands of one row would be ``blocks`` blocks and a full device is ``wave``."""
+    for rows_each in HEIGHTS:
+        if blocks * -(-rows // rows_each) >= WAVES * wave * rows:
+            break
+    return min(rows_each, rows)
 
 
 def ctypes(p: ConvProblem) -> list[str]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from ..launch import Launch, Target, pack, struct
 from ..problem import ITEMSIZE, ConvProblem, Tensor
 from . import Row, depthwise_common
-from .depthwise_common import THREADS, ctypes, cut_into_bands, three
+from .depthwise_common import THREADS, ctypes, height, three
 from .direct import INT32_LIMIT, activation_parameters
 
 PARAMS = struct(
@@ -24,7 +24,6 @@ PARAMS = struct(
         ("padding", "int32", 2),
         ("dilations", "int32", 2),
         ("depth_stride", "int32"),
-        ("band", "int32"),
         ("bands", "int32"),
         ("alpha", "float64"),
         ("beta", "float64"),
@@ -120,10 +119,9 @@ def plan(p: ConvProblem, target: Target) -> Launch:
     out, dilations = three(p.out_spatial, 1), three(p.dilations, 1)[:2]
     phase_rows = -(-out[1] // dilations[1])
     threads = -(-out[2] // strip.width) * dilations[1] * out[0] * p.batch * p.out_channels
-    band = -(
-        -phase_rows // cut_into_bands(phase_rows, -(-threads // THREADS), target.multiprocessors * strip.min_blocks)
-    )
-    bands = -(-phase_rows // band)
+    blocks = -(-threads * phase_rows // THREADS)
+    each = height(phase_rows, blocks, target.multiprocessors * strip.min_blocks)
+    bands = -(-phase_rows // each)
     code, alpha, beta = activation_parameters(p.activation, p.accumulate)
     params = pack(
         PARAMS,
@@ -137,13 +135,12 @@ def plan(p: ConvProblem, target: Target) -> Launch:
         padding=three(tuple(lo for lo, _ in p.padding), 0)[:2],
         dilations=dilations,
         depth_stride=three(p.strides, 1)[0],
-        band=band,
         bands=bands,
         alpha=alpha,
         beta=beta,
         **{"in": three(p.in_spatial, 1)},
     )
-    sizes = (x_vector, y_vector, strip.width, strip.ahead, *three(p.filter, 1), p.strides[-1], p.padding[-1][0])
+    sizes = (x_vector, y_vector, strip.width, each, strip.ahead, *three(p.filter, 1), p.strides[-1], p.padding[-1][0])
     return Launch(
         source="depthwise_nchw.cu",
         kernel="depthwise_nchw",

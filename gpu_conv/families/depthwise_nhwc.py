@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from ..launch import Launch, Target, pack, struct
 from ..problem import ITEMSIZE, ConvProblem
 from . import Row, depthwise_common
-from .depthwise_common import THREADS, ctypes, cut_into_bands, three
+from .depthwise_common import THREADS, ctypes, height, three
 from .direct import INT32_LIMIT, activation_parameters
 
 PARAMS = struct(
@@ -24,7 +24,6 @@ PARAMS = struct(
         ("padding", "int32", 3),
         ("dilations", "int32", 3),
         ("depth_stride", "int32"),
-        ("band", "int32"),
         ("bands", "int32"),
         ("blocks_per_band", "int32"),
         ("alpha", "float64"),
@@ -140,8 +139,8 @@ def plan(p: ConvProblem, target: Target) -> Launch:
     blocks_per_band = -(-strips * (p.out_channels // vector) // THREADS)
     phase_rows = -(-out[1] // dilations[1])
     blocks = blocks_per_band * dilations[1] * out[0] * p.batch
-    band = -(-phase_rows // cut_into_bands(phase_rows, blocks, target.multiprocessors * tile.min_blocks))
-    bands = -(-phase_rows // band)
+    each = height(phase_rows, blocks * phase_rows, target.multiprocessors * tile.min_blocks)
+    bands = -(-phase_rows // each)
     taps = three(p.w.strides[3:], 0)
     w_vector = (
         vector > 1
@@ -161,14 +160,13 @@ def plan(p: ConvProblem, target: Target) -> Launch:
         padding=three(tuple(lo for lo, _ in p.padding), 0),
         dilations=dilations,
         depth_stride=three(p.strides, 1)[0],
-        band=band,
         bands=bands,
         blocks_per_band=blocks_per_band,
         alpha=alpha,
         beta=beta,
         **{"in": three(p.in_spatial, 1)},
     )
-    sizes = (vector, tile.width, tile.ahead, depth, rows, columns, tile.stride)
+    sizes = (vector, tile.width, each, tile.ahead, depth, rows, columns, tile.stride)
     return Launch(
         source="depthwise_nhwc.cu",
         kernel="depthwise_nhwc",

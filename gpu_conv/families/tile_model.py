@@ -226,6 +226,8 @@ _FLIGHT = 40 * 1024  # bytes under way that hide the latency of device memory
 _LATENCY, _BARRIER = 1500, 200  # clocks: first slab and epilogue; each slab
 _DEPENDENT = 2.5  # clocks between instructions of one warp
 _LONELY = 2.0  # warps' worth of time lost where nothing else is ready
+_ALONE = 0.25  # share of the time in which one block on its own fetches or stores but does not multiply
+_LINE = 32  # bytes of a memory access lost on its two ends
 
 
 def clocks(d: Demand, tile: Tile, target: Target) -> float:
@@ -236,7 +238,7 @@ def clocks(d: Demand, tile: Tile, target: Target) -> float:
     together = min(blocks, ceil(workers * channel_blocks / target.multiprocessors))
     terms = _terms(d, tile, together)
     busy = max(terms) + _SECOND * (sum(terms) - max(terms))
-    busy *= 1 + _LONELY / (together * tile.warps)
+    busy *= 1 + _LONELY / (together * tile.warps) + (_ALONE if together == 1 else 0)
     waves = ceil(workers * channel_blocks / (target.multiprocessors * blocks))
     latency = d.slabs(tile) * _BARRIER + _LATENCY + terms[-1] * _ISSUE / tile.warps * _DEPENDENT
     filter_load = d.filter_bytes(tile) * d.slabs(tile) / _L2 * together if tile.resident else 0
@@ -255,6 +257,9 @@ def _terms(d: Demand, tile: Tile, together: int) -> tuple[float, ...]:
     written = d.images * d.out[0] * d.out[1] / tiles * outputs * d.y_size * (2 if d.residual else 1)
     weights = 0 if tile.resident else slabs * d.filter_bytes(tile)
     flight = together * (tile.stages - 1) * d.input_bytes(tile)
+    part = min(tile.units * min(tile.chunks, d.unit_chunks) * 16, 512), min(tile.units * tile.unit_tiles * 8 * d.y_size, 512)
+    whole = d.unit_chunks <= tile.chunks  # other slabs of a line follow soon and find it in the L2 cache
+    moved, written = moved * (1 + _LINE / part[0] if whole else 1), written * (1 + _LINE / part[1])
     dram = (moved + written) / _DRAM * max(1.0, _FLIGHT / flight)
     unit_tiles = tile.unit_tiles if tile.units > 1 else warp_tiles
     per_row = d.filter[1] * tile.chunks  # chunks of k of one filter row

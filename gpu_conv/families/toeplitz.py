@@ -1,4 +1,4 @@
-"""Host half of ``kernels/depthwise_toeplitz.cu``: channels-first depthwise convolution on the tensor cores."""
+"""Host half of ``kernels/depthwise_toeplitz.cu`` and ``depthwise_toeplitz_tall.cu``: depthwise on the tensor cores."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ PARAMS = struct(
         *((name, "int64") for name in ("y_image", "y_group", "y_multiplier")),
         *((name, "int64") for name in ("residual_image", "residual_group", "residual_multiplier")),
         *((name, "float64") for name in ("alpha", "beta")),
-        *((name, "int32") for name in ("x_row", "y_row", "residual_row", "channels", "multiplier")),
-        *((name, "int32", 2) for name in ("in", "out", "padding")),
-        *((name, "int32") for name in ("filter_columns", "lead", "blocks", "per_group", "streams", "groups")),
+        *((name, "int32") for name in ("x_row", "y_row", "residual_row", "multiplier")),
+        *((name, "int32", 2) for name in ("in", "out", "padding", "filter")),
+        *((name, "int32") for name in ("lead", "blocks", "reciprocal", "per_group", "streams", "groups")),
         *((name, "int32") for name in ("bands", "band", "chunks", "groups_per_warp", "stream_pitch")),
     ],
 )
@@ -37,17 +37,19 @@ class Tile:
     """How a filter is compiled.
 
     Attributes:
-        rows: most filter rows; the kernel is unrolled over the true number.
+        rows: most filter rows; ``depthwise_toeplitz`` is unrolled over the true number.
         stride: of rows and columns.
         steps: most products along a filter row.
         min_blocks: blocks per multiprocessor to compile for; it caps the registers at 65536 / (128 * min_blocks). One
             less for each of: x is read element by element, there is a residual.
+        tall: whether this is ``depthwise_toeplitz_tall``, which keeps the filter in shared memory.
     """
 
     rows: int
     stride: int
     steps: int
     min_blocks: int
+    tall: bool = False
 
 
 # The first row that covers the filter. Registers are the filter (2 * rows * steps), the sums (4 * rows / stride) and 60
@@ -60,18 +62,21 @@ TILES = (
     Tile(7, 1, 1, 4),
     Tile(7, 1, 2, 2),
     Tile(9, 1, 2, 2),
-    Tile(13, 1, 2, 1),
+    Tile(13, 1, 1, 2),
     Tile(3, 2, 2, 4),
     Tile(3, 2, 3, 3),
     Tile(5, 2, 2, 3),
     Tile(7, 2, 3, 2),
     Tile(11, 2, 2, 1),
+    Tile(63, 1, 5, 3, tall=True),
 )
 STAGES = (4, 3, 2)  # chunks of rows in a warp's ring: the most for which min_blocks blocks share a multiprocessor
+TALL_CHUNK = 4  # kInputs of depthwise_toeplitz_tall
 
-# Warps to split a problem into, in units of what the device holds at a time: streams are cut into bands, of at least
-# SHORT rows, until there is one for every warp, and groups are dealt out so that there are WAVES times as many warps.
-WAVES, SHORT = 2, 4
+# A warp starts with some 500 instructions, a chunk takes 300 to 400: it gets CHUNKS of them, unless that leaves less
+# than one warp for every place of the device. Where there are too few streams for that, they are cut into bands of at
+# least SHORT rows.
+CHUNKS, SHORT = 16, 4
 
 
 def refuses(p: ConvProblem, target: Target) -> str | None:
@@ -95,11 +100,12 @@ def refuses(p: ConvProblem, target: Target) -> str | None:
         return f"strides are {p.strides}; depthwise_toeplitz takes 1 or 2, the same along rows and columns"
     geometry = _Geometry(p, target)
     if geometry.tile is None:
-        return f"the filter is {p.filter}; depthwise_toeplitz is unrolled up to 13x13 (11x11 with stride 2)"
+        return f"the filter is {p.filter}; depthwise_toeplitz takes up to 63x73 (11x11 with stride 2)"
     if geometry.shared_bytes > target.shared_per_block:
         return f"its ring of rows needs {geometry.shared_bytes} bytes of shared memory, {target.name} has less"
     row = max(abs(geometry.row_stride(t)) for t in (p.x, p.y, p.residual or p.y))
-    if max(row, p.y.size // p.out_spatial[-1], *(16 * n for n in (*geometry.size, *geometry.out))) >= INT32_LIMIT:
+    indices = (row, p.y.size // p.out_spatial[-1], *(16 * n for n in (*geometry.size, *geometry.out)))
+    if geometry.strips >= 2**16 or max(indices) >= INT32_LIMIT:
         return "it has too many rows, or elements in a row, for 32-bit indices"
     return None
 
@@ -107,7 +113,7 @@ def refuses(p: ConvProblem, target: Target) -> str | None:
 def plan(p: ConvProblem, target: Target) -> Launch:
     """The launch for a problem that is not refused."""
     geometry = _Geometry(p, target)
-    split = _split(p, geometry, target)
+    split = geometry.split
     code, alpha, beta = activation_parameters(p.activation, p.accumulate)
     residual = p.residual or p.y
     params = pack(
@@ -129,31 +135,32 @@ def plan(p: ConvProblem, target: Target) -> Launch:
         x_row=geometry.row_stride(p.x),
         y_row=geometry.row_stride(p.y),
         residual_row=geometry.row_stride(residual),
-        channels=p.out_channels,
         multiplier=p.out_per_group,
         out=geometry.out,
         padding=geometry.padding,
-        filter_columns=p.filter[-1],
+        filter=(geometry.rows, p.filter[-1]),
         lead=geometry.lead,
         blocks=geometry.blocks,
+        reciprocal=-(-(2**16) // geometry.blocks),
         per_group=geometry.per_group,
-        streams=geometry.images * split.bands,
+        streams=split.streams,
         groups=split.groups,
         bands=split.bands,
         band=split.band,
-        chunks=geometry.chunks(split.band),
+        chunks=split.chunks,
         groups_per_warp=split.groups_per_warp,
         stream_pitch=geometry.stream_pitch,
         **{"in": geometry.size},
     )
     types = [CTYPES[t] for t in (p.x.dtype, p.bias or "float32", p.y.dtype)]
-    sizes = (geometry.rows, geometry.stride, geometry.steps, geometry.vector, geometry.copies, geometry.y_vector)
-    blocks = -(-split.groups // (WARPS * split.groups_per_warp))
+    unrolled = (geometry.band, geometry.tiles) if geometry.tall else (geometry.rows, geometry.stride, geometry.repeats)
+    copies = (geometry.steps, geometry.vector, geometry.copies, geometry.y_vector, geometry.stages)
+    name = "depthwise_toeplitz_tall" if geometry.tall else "depthwise_toeplitz"
     return Launch(
-        source="depthwise_toeplitz.cu",
-        kernel="depthwise_toeplitz",
-        template=(*types, *sizes, geometry.stages, p.residual is not None, code, geometry.min_blocks),
-        grid=(blocks * p.out_channels, geometry.strips, 1),
+        source=f"{name}.cu",
+        kernel=name,
+        template=(*types, *unrolled, *copies, p.residual is not None, code, geometry.min_blocks),
+        grid=(p.out_channels, -(-split.groups // (WARPS * split.groups_per_warp)), geometry.strips),
         block=(32 * WARPS, 1, 1),
         params=params,
         shared_bytes=geometry.shared_bytes,
@@ -226,18 +233,34 @@ class _Geometry:
         return min(_vector(t, 2) for t in (self.p.y, self.p.residual or self.p.y))
 
     @cached_property
+    def left(self) -> int:
+        """Columns between the start of the first window and the first column of x: a multiple of the vector.
+
+        They need not reach further than the windows of the other column blocks do.
+        """
+        left = self.padding[1] + -self.padding[1] % self.vector
+        return min(left, COLUMNS * self.stride * (self.blocks - 1)) if self.strips == 1 else left
+
+    @property
     def lead(self) -> int:
-        """Zero columns before the filter, so that windows start at a multiple of the vector."""
-        return -self.padding[1] % self.vector
+        """Column of a window where the filter of its first output starts."""
+        return self.left - self.padding[1]
 
     @cached_property
     def steps(self) -> int:
-        return -(-((COLUMNS - 1) * self.stride + self.p.filter[-1] + self.lead) // STEP)
+        columns = (COLUMNS - 1) * self.stride + self.p.filter[-1] + self.lead
+        if self.strips == 1:
+            columns = min(columns, self.size[1] + self.left)
+        return max(1, -(-columns // STEP))
 
     @cached_property
     def tile(self) -> Tile | None:
         size = self.rows, self.stride, self.steps
         return next((t for t in TILES if size[0] <= t.rows and size[1] == t.stride and size[2] <= t.steps), None)
+
+    @property
+    def tall(self) -> bool:
+        return self.tile is not None and self.tile.tall
 
     @cached_property
     def min_blocks(self) -> int:
@@ -254,10 +277,15 @@ class _Geometry:
         return -(-self.out[1] // (self.strips * COLUMNS))
 
     @cached_property
+    def tiles(self) -> int:
+        """Products side by side; ``tall`` ones take two where there are streams for them."""
+        return 2 if self.tall and self.images * self.blocks > UNITS else 1
+
+    @cached_property
     def per_group(self) -> int:
-        """Streams that a warp walks down together: as many as a product has rows for, or shared memory."""
-        most = UNITS // self.blocks
-        return max(1, min(most, self.target.shared_per_block // (WARPS * STAGES[-1] * self.stream_bytes)))
+        """Streams that a warp walks down together: as many as its products have rows for, or shared memory."""
+        room = self.target.shared_per_block - self.table_bytes
+        return max(1, min(UNITS * self.tiles // self.blocks, room // (WARPS * STAGES[-1] * self.stream_bytes)))
 
     @cached_property
     def window(self) -> int:
@@ -269,60 +297,86 @@ class _Geometry:
         """Copies of a lane per row; a power of two, and never fewer than most maps need: fewer kernels to compile."""
         vectors = min(self.window, self.size[1]) // self.vector
         needed = -(-self.per_group * vectors // 32)
-        return max(4 * self.stride // self.vector, 1 << (needed - 1).bit_length())
+        return max(4 * self.stride * self.tiles // self.vector, 1 << (needed - 1).bit_length())
 
     @cached_property
     def stream_pitch(self) -> int:
         """Bytes; an odd number of 16-byte lines, so that the lines of neighbouring streams lie in different banks."""
         return (self.window * 2 // 16 | 1) * 16
 
-    @cached_property
-    def chunk(self) -> int:
-        """Output rows of a chunk: ``ToeplitzWalk::kOutputs``."""
-        live = -(-self.rows // self.stride)
-        return live * -(-4 // live)
+    @property
+    def live(self) -> int:
+        """Output rows that one input row feeds: ``ToeplitzWalk::kLive``."""
+        return -(-self.rows // self.stride)
 
-    def chunks(self, band: int) -> int:
-        """Chunks that a band takes; the first output row is complete after ``kLive`` steps."""
-        return -(-(band + -(-self.rows // self.stride) - 1) // self.chunk)
+    @cached_property
+    def repeats(self) -> int:
+        """Makes chunks of at least 4 rows, so that memory is read in long runs; half as many if a tenth is gained."""
+        most = -(-4 // self.live)
+        half = -(-most // 2)
+        return half if self.chunks(self.out[0], half) * half < 0.9 * self.chunks(self.out[0], most) * most else most
+
+    def chunks(self, band: int, repeats: int) -> int:
+        """Chunks that a band takes; its first output row is complete after ``live`` steps."""
+        return -(-(band + self.live - 1) // (self.live * repeats))
 
     @property
     def stream_bytes(self) -> int:
         """One chunk of one stream."""
-        return self.chunk * self.stride * self.stream_pitch
+        rows = TALL_CHUNK if self.tall else self.live * self.repeats * self.stride
+        return rows * self.stream_pitch
+
+    @property
+    def table_bytes(self) -> int:
+        """The bands of ``depthwise_toeplitz_tall``: 8 bytes per lane, product and filter row."""
+        return self.rows * self.steps * 32 * 8 if self.tall else 0
 
     @cached_property
     def stages(self) -> int:
         if self.vector == 1:  # plain loads do not run ahead
             return STAGES[-1]
-        limit = self.target.shared_per_block // self.min_blocks - 1024  # that much the system takes per block
+        limit = self.target.shared_per_block // max(2, self.min_blocks) - 1024  # that much the system takes per block
         chunk = WARPS * self.per_group * self.stream_bytes
-        return next((s for s in STAGES if s * chunk <= limit), STAGES[-1])
+        return next((s for s in STAGES if self.table_bytes + s * chunk <= limit), STAGES[-1])
 
     @property
     def shared_bytes(self) -> int:
-        return WARPS * self.stages * self.per_group * self.stream_bytes
+        return self.table_bytes + WARPS * self.stages * self.per_group * self.stream_bytes
+
+    @cached_property
+    def band(self) -> int:
+        """Output rows of ``depthwise_toeplitz_tall``: 7 or 8, whichever wastes fewer."""
+        return min((8, 7), key=lambda n: -(-self.out[0] // n) * n)
+
+    @cached_property
+    def split(self) -> _Split:
+        resident = self.target.multiprocessors * self.min_blocks * WARPS
+        walks = self.p.out_channels * self.strips
+        if self.tall:
+            bands, band = -(-self.out[0] // self.band), self.band
+            groups = bands * -(-self.images // self.per_group)
+            chunks = -(-(band + self.rows - 1) // TALL_CHUNK)
+        else:
+            wanted = max(1, resident // walks) * self.per_group // self.images
+            band = -(-self.out[0] // max(1, min(-(-self.out[0] // SHORT), wanted)))
+            bands = -(-self.out[0] // band)
+            groups = -(-self.images * bands // self.per_group)
+            chunks = self.chunks(band, self.repeats)
+        per_warp = max(1, min(-(-CHUNKS // chunks), groups * walks // resident), -(-groups // (WARPS * 2**15)))
+        per_warp = -(-groups // (WARPS * -(-groups // (WARPS * per_warp))))  # no idle warps in the last block
+        return _Split(self.images * (1 if self.tall else bands), bands, band, groups, chunks, per_warp)
 
 
 @dataclass(frozen=True)
 class _Split:
-    """How the streams of a channel are made and dealt to warps."""
+    """How the images of a channel are cut into streams, and these dealt to warps: the parameters of the same names."""
 
+    streams: int
     bands: int
     band: int
     groups: int
+    chunks: int
     groups_per_warp: int
-
-
-def _split(p: ConvProblem, geometry: _Geometry, target: Target) -> _Split:
-    resident = target.multiprocessors * geometry.min_blocks * WARPS
-    per_channel = max(1, resident // (p.out_channels * geometry.strips))
-    bands = max(1, min(-(-geometry.out[0] // SHORT), per_channel * geometry.per_group // geometry.images))
-    band = -(-geometry.out[0] // bands)
-    bands = -(-geometry.out[0] // band)
-    groups = -(-geometry.images * bands // geometry.per_group)
-    groups_per_warp = max(1, groups * p.out_channels * geometry.strips // (WAVES * resident))
-    return _Split(bands, band, groups, groups_per_warp)
 
 
 ROWS = (Row("depthwise_toeplitz", refuses, plan),)

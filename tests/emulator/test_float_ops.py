@@ -265,6 +265,14 @@ def test_flush_to_zero():
         lambda x, y: flushed(MUL("f32", "rn", flushed(x), flushed(y))),
         arrays=[a, b],
     )
+    wide = b.astype(np.float64) * 2.0**-110
+    check(
+        "cvt.rn.ftz.f32.f64 {d}, {a}",
+        ("f64",),
+        "f32",
+        lambda x: flushed(round_to(Fraction(x), "f32")),
+        arrays=[wide],
+    )
     check(
         "setp.eq.ftz.f32 {d}, {a}, {b}",
         ("f32", "f32"),

@@ -107,6 +107,17 @@ def test_constants_structs_and_parameters_indexed_at_run_time():
     assert out[:, 3].tolist() == [2] * 4
 
 
+@pytest.mark.parametrize("align", [4, 8, 16, 32])
+def test_variables_and_structs_keep_their_alignment(align):
+    loads = {4: "b32 %r", 8: "b64 %d", 16: "v2.b64 {%d, %e}", 32: "v4.b64 {%d, %e, %f, %g}"}
+    form, value = loads[align].split(" ", 1)
+    body = f""".reg .b64 %a, %b, %d, %e, %f, %g; .reg .b32 %r; mov.u64 %a, table; mov.b64 %b, ps;
+        ld.global.{form} {value}, [%a]; ld.param.{form} {value}, [%b];"""
+    text = module(body, [(f"align {align} .b8", "ps[32]")], f".global .align {align} .b8 table[32];")
+    for _ in range(4):
+        assert Emulator().execute(text, "k", 1, 1, [bytes(32)]).counters.traffic == {}
+
+
 COPY = """.reg .b32 %v; .reg .b64 %a; .reg .b64 %o; .reg .b64 %w;
     mul.wide.{sign}32 %w, %i, 4; add.s64 %a, %p0, %w; ld.global.u32 %v, [%a];
     mul.wide.u32 %w, %tid, 4; add.s64 %o, %p1, %w; st.global.u32 [%o], %v;"""

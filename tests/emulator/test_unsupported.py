@@ -75,6 +75,7 @@ REFUSED = [
     "cp.reduce.async.bulk.global.shared::cta.bulk_group.add.u32 [%d1], [%r1], 16",
     "copysign.f16 %h1, %h2, %h3",
     "div.f16 %h1, %h2, %h3",
+    "mov.u32 %r1, WARP_SZ",
     "abs.u32 %r1, %r2",
     "neg.u32 %r1, %r2",
     "mul.lo.b32 %r1, %r2, %r3",
