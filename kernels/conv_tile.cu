@@ -1,18 +1,24 @@
-// Dense and grouped convolution, channels last, 16-bit: products of tensor cores straight from a haloed tile of the input.
+// Dense and grouped convolution, channels last, 16-bit: products of tensor cores straight from a haloed tile of the
+// input.
 //
-// Block: one tile of output pixels (images x rows x columns) and one set of outputs, for tile after tile. The input under
+// Block: one tile of output pixels (images x rows x columns) and one set of outputs, for tile after tile. The input
+// under
 //        the tile, a halo included, arrives once by asynchronous copies, in slabs of channels, in a ring of STAGES; the
 //        filter stays in shared memory (RESIDENT) or comes with the slabs.
-// Warp:  BARS bars of 16 pixels x kTiles tiles of 8 outputs, float32 sums. Operand A comes by ldmatrix from the input tile
+// Warp:  BARS bars of 16 pixels x kTiles tiles of 8 outputs, float32 sums. Operand A comes by ldmatrix from the input
+// tile
 //        at a shifted pixel: row y of the input is read once per filter column and multiplied with every filter row
-//        that it touches, R times fewer reads than one per tap. k runs over the columns and channels of a filter row, 16
-//        at a time; where a unit has one chunk of 8 channels that is two taps, and an odd last one is a half product.
-// Groups of less than 8 channels (GROUPS of them in a chunk) are products with a block-diagonal filter: its zeros meet the
+//        that it touches, R times fewer reads than one per tap. k runs over the columns and channels of a filter row,
+//        16 at a time; where a unit has one chunk of 8 channels that is two taps, and an odd last one is a half
+//        product.
+// Groups of less than 8 channels (GROUPS of them in a chunk) are products with a block-diagonal filter: its zeros meet
+// the
 //        inputs of other groups, which is NaN where those are not finite. A warp that finds NaN in its sums computes
 //        them again, group by group, with the other groups' inputs cleared.
 // Thread: in the epilogue Y_BYTES at a time, staged through the warp's own shared memory.
 // Traffic: input once plus the halo (from L2), per block of outputs; output and residual once; filter once per block.
-// Limits: channels of x side by side, all other strides of x divisible by 8 and 16-byte aligned; one image of x and of y
+// Limits: channels of x side by side, all other strides of x divisible by 8 and 16-byte aligned; one image of x and of
+// y
 //        below 2^31 elements.
 #include "epilogue.cuh"
 #include "conv_tile.cuh"
@@ -30,8 +36,8 @@ struct Sums {
     float bar[TILE::kBars][TILE::kWarpTiles][2][2];  // of one unit: bar, 8 outputs, strip, neighbouring outputs
 };
 
-// All products of one slab of one unit. pixels and filter: of this warp and lane, see the kernel. MASKED: only the halves
-// of the operand words selected by mask take part. first, end: of the steps along a filter row, constants.
+// All products of one slab of one unit. pixels and filter: of this warp and lane, see the kernel. MASKED: only the
+// halves of the operand words selected by mask take part. first, end: of the steps along a filter row, constants.
 template <class T, class F, class TILE, bool MASKED>
 DEVICE void multiply(Sums<TILE>& sums, uint32 pixels, uint32 filter, uint32 mask, int lane, int first, int end) {
     typedef Layout<F, TILE> L;
@@ -94,7 +100,7 @@ DEVICE void multiply(Sums<TILE>& sums, uint32 pixels, uint32 filter, uint32 mask
                 }
 #pragma unroll
                 for (int j = 0; j < TILE::kWarpTiles; j++) {
-                    float(&sum)[2][2] = sums.bar[above / kStride][j];
+                    float (&sum)[2][2] = sums.bar[above / kStride][j];
                     if (whole) {
                         mma<T, T>(sum[0], sum[1], a, b[r][j][0], b[r][j][1]);
                     } else {
@@ -132,7 +138,7 @@ __global__ void __launch_bounds__(TILE::kThreads, TILE::kBlocks)
               const ConvTileParams p) {
     typedef Layout<F, TILE> L;
     constexpr int kGroups = ACCESS::kGroups, kWarpOutputs = TILE::kTiles * 8, kUnitOutputs = TILE::kUnitTiles * 8;
-    constexpr int kStore = ACCESS::kYBytes / sizeof(Y);  // elements
+    constexpr int kStore = ACCESS::kYBytes / sizeof(Y);                                   // elements
     constexpr int kStagedBytes = (ceil_div(kWarpOutputs * int(sizeof(Y)), 16) | 1) * 16;  // of a pixel
     static_assert(same<T, float16> || same<T, bfloat16>, "the products are 16-bit");
     static_assert(kGroups == 1 || (TILE::kChunks == 1 && TILE::kResident), "small groups: one chunk, one slab");
@@ -167,8 +173,8 @@ __global__ void __launch_bounds__(TILE::kThreads, TILE::kBlocks)
     const auto fetch_next = [&](int stage) {
         if (next.image * TILE::kImages < p.images) {
             const uint32 to = ring + stage * L::kStageBytes;
-            const int left = TILE::kUnits == 1 ? p.unit_chunks - next_slab * TILE::kChunks
-                                               : (p.units - first_unit) * TILE::kChunks;
+            const int left =
+                TILE::kUnits == 1 ? p.unit_chunks - next_slab * TILE::kChunks : (p.units - first_unit) * TILE::kChunks;
             stage_pixels<T, F, TILE>(to, x + next_slab * TILE::kChunks * 8, left, next, p, warp, lane);
             if constexpr (!TILE::kResident) {
                 stage_filter<T, F, TILE, kGroups, ACCESS::kWCopy>(to + L::kInputBytes, w, first_unit, first_output,
@@ -194,8 +200,9 @@ __global__ void __launch_bounds__(TILE::kThreads, TILE::kBlocks)
     // kStrideColumns columns apart, in neighbouring slots.
     const int strip = lane / 8 % 2;
     const int first_chunk = TILE::kUnits == 1 ? 0 : warp_n * TILE::kWarpUnits * TILE::kChunks;
-    const uint32 pixels = (strip_image(warp_m, strip) * L::kRows + strip_row(warp_m, strip) * F::kStrideRows) * L::kRowBytes +
-                          (strip_column(warp_m, strip) + lane % 8) * L::kPixelBytes + first_chunk * 16;
+    const uint32 pixels =
+        (strip_image(warp_m, strip) * L::kRows + strip_row(warp_m, strip) * F::kStrideRows) * L::kRowBytes +
+        (strip_column(warp_m, strip) + lane % 8) * L::kPixelBytes + first_chunk * 16;
     unsigned char* const staging = shared + kStagingAt + warp * 16 * kStagedBytes;
     const auto staged = [&](int pixel, int column) {
         return reinterpret_cast<Y*>(staging + pixel * kStagedBytes) + column;
@@ -219,8 +226,8 @@ __global__ void __launch_bounds__(TILE::kThreads, TILE::kBlocks)
         for (int u = 0; u < TILE::kWarpUnits; u++) clear(sums[u], u);
 
         const auto filter_of = [&](int slab, int u) {
-            const uint32 all = TILE::kResident ? resident + slab * L::kFilterBytes
-                                               : ring + stage * L::kStageBytes + L::kInputBytes;
+            const uint32 all =
+                TILE::kResident ? resident + slab * L::kFilterBytes : ring + stage * L::kStageBytes + L::kInputBytes;
             return all + (warp_n * TILE::kTiles + u * TILE::kWarpTiles) * 8 * L::kLineBytes;
         };
         const auto pixels_of = [&](int u) { return ring + stage * L::kStageBytes + pixels + u * TILE::kChunks * 16; };
@@ -286,28 +293,30 @@ __global__ void __launch_bounds__(TILE::kThreads, TILE::kBlocks)
         };
         // Where `column` of the warp's outputs lies in a pixel, -1 outside.
         const auto channel = [&](int column) {
-            const int unit = first_unit + (TILE::kUnits == 1 ? 0 : epilogue_n * TILE::kWarpUnits + column / kUnitOutputs);
-            const int output = first_output + (TILE::kUnits == 1 ? epilogue_n * kWarpOutputs + column : column % kUnitOutputs);
+            const int unit =
+                first_unit + (TILE::kUnits == 1 ? 0 : epilogue_n * TILE::kWarpUnits + column / kUnitOutputs);
+            const int output =
+                first_output + (TILE::kUnits == 1 ? epilogue_n * kWarpOutputs + column : column % kUnitOutputs);
             return (unit < p.units) & (output < p.unit_outputs) ? unit * p.unit_outputs + output : -1;
         };
         const int y_bar = TILE::kAlongRow ? 16 * p.y_column : p.y_row;
         const int residual_bar = TILE::kAlongRow ? 16 * p.residual_column : p.residual_row;
 #pragma unroll
         for (int bar = 0; bar < TILE::kBars; bar++) {
-            __syncwarp();  // the previous bar has left the staging
+            __syncwarp();                                        // the previous bar has left the staging
             const int residual_at = opaque(bar * residual_bar);  // or the residual of all bars would be loaded at once
 #pragma unroll
             for (int j = 0; j < TILE::kTiles; j++) {
 #pragma unroll
                 for (int s = 0; s < 2; s++) {
                     const int column = j * 8 + epilogue_lane % 4 * 2;
-                    float(&sum)[2] = sums[j / TILE::kWarpTiles].bar[bar][j % TILE::kWarpTiles][s];
+                    float (&sum)[2] = sums[j / TILE::kWarpTiles].bar[bar][j % TILE::kWarpTiles][s];
                     if constexpr (ACCESS::kResidual) {
                         constexpr int kPair = ACCESS::kYBytes > int(sizeof(Y)) ? 2 : 1;
 #pragma unroll
                         for (int e = 0; e < 2; e += kPair) {
-                            const Place from = place(s, epilogue_lane / 4, p.residual_image, p.residual_row,
-                                                     p.residual_column);
+                            const Place from =
+                                place(s, epilogue_lane / 4, p.residual_image, p.residual_row, p.residual_column);
                             const int at_channel = channel(column + e);
                             if ((bar < from.bars) & (at_channel >= 0)) {
                                 const Y* const address = residual + (from.offset + residual_at + at_channel);

@@ -29,14 +29,14 @@ struct ConvTileParams {
     int32 padding_columns;
     int32 out_per_group;
     int32 units;
-    int32 unit_chunks;   // of 8 input channels
+    int32 unit_chunks;  // of 8 input channels
     int32 unit_outputs;
-    int32 parts;         // blocks that share the outputs of a unit
-    int32 slabs;         // of the input channels
+    int32 parts;  // blocks that share the outputs of a unit
+    int32 slabs;  // of the input channels
     int32 row_tiles;
     int32 column_tiles;
-    int32 workers;       // blocks that share the tiles of one set of outputs
-    int32 step_images;   // workers tiles further on, in tiles along each axis
+    int32 workers;      // blocks that share the tiles of one set of outputs
+    int32 step_images;  // workers tiles further on, in tiles along each axis
     int32 step_rows;
     int32 step_columns;
 };
@@ -49,8 +49,8 @@ struct Filter {
     static constexpr int kDilationRows = DILATION_ROWS, kDilationColumns = DILATION_COLUMNS;
 };
 
-// What one block computes. A bar is the 16 pixels of one product: one row of two strips of 8 columns. A warp owns the BARS
-// bars of two strips, below each other: an input row then serves every filter row without being read again.
+// What one block computes. A bar is the 16 pixels of one product: one row of two strips of 8 columns. A warp owns the
+// BARS bars of two strips, below each other: an input row then serves every filter row without being read again.
 // ALONG_ROW: the bars of a warp follow each other along the row instead (filters of one row).
 template <int IMAGES, int ROW_STRIPS, int COLUMN_STRIPS, int BARS, int UNITS, int CHUNKS, int UNIT_TILES, int WARPS_N,
           int STAGES, int RESIDENT, int ALONG_ROW, int BLOCKS>
@@ -61,23 +61,25 @@ struct Tile {
     static constexpr bool kResident = RESIDENT, kAlongRow = ALONG_ROW;
     static constexpr int kWarpsM = IMAGES * ROW_STRIPS * COLUMN_STRIPS / 2, kWarpsN = WARPS_N;
     static constexpr int kWarps = kWarpsM * kWarpsN, kThreads = kWarps * 32;
-    static constexpr int kRows = ALONG_ROW ? 1 : ROW_STRIPS * BARS;                        // output pixels of the tile
+    static constexpr int kRows = ALONG_ROW ? 1 : ROW_STRIPS * BARS;  // output pixels of the tile
     static constexpr int kColumns = COLUMN_STRIPS * 8 * (ALONG_ROW ? BARS : 1);
     static constexpr int kWarpUnits = UNITS == 1 ? 1 : UNITS / WARPS_N;
-    static constexpr int kWarpTiles = UNITS == 1 ? UNIT_TILES / WARPS_N : UNIT_TILES;       // of each unit
-    static constexpr int kTiles = kWarpUnits * kWarpTiles;                                  // 8 outputs each, of a warp
+    static constexpr int kWarpTiles = UNITS == 1 ? UNIT_TILES / WARPS_N : UNIT_TILES;  // of each unit
+    static constexpr int kTiles = kWarpUnits * kWarpTiles;                             // 8 outputs each, of a warp
     static_assert(IMAGES * ROW_STRIPS * COLUMN_STRIPS % 2 == 0, "a warp owns two strips");
     static_assert(kTiles * WARPS_N == UNITS * UNIT_TILES, "the warps share the outputs evenly");
     static_assert(!ALONG_ROW || (IMAGES == 1 && ROW_STRIPS == 1), "a tile along a row is one row");
     static_assert(STAGES >= 2, "one slab is computed while another one arrives");
 };
 
-// Bytes in shared memory. Pixels and filter lines are an odd number of 16-byte chunks apart: ldmatrix reads 8 neighbours
-// without bank conflicts and every tap is a constant offset. With a stride, columns of one phase lie side by side.
+// Bytes in shared memory. Pixels and filter lines are an odd number of 16-byte chunks apart: ldmatrix reads 8
+// neighbours without bank conflicts and every tap is a constant offset. With a stride, columns of one phase lie side by
+// side.
 template <class F, class TILE>
 struct Layout {
     static constexpr int kRows = (TILE::kRows - 1) * F::kStrideRows + (F::kRows - 1) * F::kDilationRows + 1;
-    static constexpr int kColumns = (TILE::kColumns - 1) * F::kStrideColumns + (F::kColumns - 1) * F::kDilationColumns + 1;
+    static constexpr int kColumns =
+        (TILE::kColumns - 1) * F::kStrideColumns + (F::kColumns - 1) * F::kDilationColumns + 1;
     static constexpr int kPhase = ceil_div(kColumns, F::kStrideColumns);
     static constexpr int kPixelChunks = TILE::kUnits * TILE::kChunks;
     static constexpr int kPixelBytes = (kPixelChunks | 1) * 16;
@@ -115,8 +117,8 @@ struct Cursor {
     }
 };
 
-// Chunks [0, end) of 8 channels of every input pixel of a tile; zeros outside the image. A warp copies whole rows of the
-// tile (of a tile of one row, parts), neighbouring lanes neighbouring chunks.
+// Chunks [0, end) of 8 channels of every input pixel of a tile; zeros outside the image. A warp copies whole rows of
+// the tile (of a tile of one row, parts), neighbouring lanes neighbouring chunks.
 template <class T, class F, class TILE>
 DEVICE void stage_pixels(uint32 to, const T* x, int end, Cursor at, const ConvTileParams& p, int warp, int lane) {
     typedef Layout<F, TILE> L;
@@ -142,15 +144,14 @@ DEVICE void stage_pixels(uint32 to, const T* x, int end, Cursor at, const ConvTi
 #pragma unroll 1
     for (int row = kSplit == 1 ? warp : 0; row < kTileRows; row += TILE::kWarps) {
         const int image = TILE::kImages == 1 ? 0 : row / L::kRows, in_row = first_row + row - image * L::kRows;
-        const bool row_valid =
-            (uint32(in_row) < uint32(p.in_rows)) & (at.image * TILE::kImages + image < p.images);
+        const bool row_valid = (uint32(in_row) < uint32(p.in_rows)) & (at.image * TILE::kImages + image < p.images);
         const char* from = tile + in_row * row_bytes;
         if constexpr (TILE::kImages > 1) from += image * p.x_image * int64(sizeof(T));
 #pragma unroll
         for (int i = 0; i < kSteps; i++) {
             const int column = i * kPixels + pixel;
-            const int slots = kPixels % F::kStrideColumns == 0 ? i * kPixels / F::kStrideColumns
-                                                               : L::slot(column) - L::slot(pixel);
+            const int slots =
+                kPixels % F::kStrideColumns == 0 ? i * kPixels / F::kStrideColumns : L::slot(column) - L::slot(pixel);
             copy_async_if(to + row * L::kRowBytes + slots * L::kPixelBytes, from, row_valid & column_valid[i],
                           lane_active & (column < L::kColumns));
             from += step_bytes;
@@ -159,8 +160,8 @@ DEVICE void stage_pixels(uint32 to, const T* x, int end, Cursor at, const ConvTi
 }
 
 // One line per output: the taps, and of each tap the chunks of the slab. GROUPS groups share a chunk: the other groups'
-// channels get zeros. COPY: eight channels lie side by side and aligned; otherwise they are gathered one by one. A thread
-// keeps its place in the line and goes from line to line.
+// channels get zeros. COPY: eight channels lie side by side and aligned; otherwise they are gathered one by one. A
+// thread keeps its place in the line and goes from line to line.
 template <class T, class F, class TILE, int GROUPS, bool COPY>
 DEVICE void stage_filter(uint32 to, const T* w, int first_unit, int first_output, int slab, const ConvTileParams& p,
                          int thread) {

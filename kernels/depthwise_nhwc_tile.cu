@@ -1,5 +1,5 @@
 // Depthwise convolution, channels last, 2 spatial axes, unrolled filters, stride 1 or 2, float32 sums, through shared
-// memory: the whole input of a block is in flight at once, which 16-bit elements need to reach the memory's bandwidth.
+// memory: each input is read R * S times, and the whole input of a block is in flight at once.
 //
 // Block: LANES * VEC channels x STRIPS * TW columns x BANDS * ROWS rows of outputs. It copies its input with the halo
 // by 16-byte asynchronous copies (zeros outside the image) and the filter as float32, waits once, then each thread

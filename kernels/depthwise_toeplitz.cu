@@ -123,13 +123,13 @@ __global__ void __launch_bounds__(kToeplitzWarps * 32, MIN_BLOCKS)
             }
         }
         copy_wait<STAGES - 2>();
-        __syncwarp();  // all lanes' copies of this chunk have landed, and all have read the one that is overwritten
-                       // next
+        __syncwarp();  // this chunk is there, and all lanes are done with the one that is overwritten next
         if (left >= STAGES) copy_next(slot == 0 ? last_slot : slot - stage_bytes);
         copy_commit();
 
         const int32 first = chunk * Walk::kOutputs - Walk::kLive + 1;  // output row that is complete first
         float probe = 0.0f;
+        int32 again = Walk::kOutputs;  // first row to compute again; a residual may be y itself: stored once, in order
         uint32 a[kBuffers][STEPS][4];
         if (kBuffers == 2) load_row(a[0], line + slot);
 #pragma unroll
@@ -147,19 +147,21 @@ __global__ void __launch_bounds__(kToeplitzWarps * 32, MIN_BLOCKS)
                 for (int k = 0; k < STEPS; k++) mma<X, X>(s[0], s[1], a[i % kBuffers][k], band[r][k][0], band[r][k][1]);
             }
             if (phase != Walk::kLastPhase) continue;
+            float (&complete)[2][2] = sum[(step + 1) % Walk::kLive];
+            probe = fmaf(0.0f, complete[1][0], fmaf(0.0f, complete[0][0], probe));
+            if (RESIDUAL && again == Walk::kOutputs && __any_sync(0xffffffffu, probe != probe)) again = step;
 #pragma unroll
             for (int half = 0; half < 2; half++) {
-                const float (&complete)[2] = sum[(step + 1) % Walk::kLive][half];
-                probe = fmaf(0.0f, complete[0], probe);
-                const int32 exist = uint32(first + step) < uint32(rows[half]) ? columns[half] : 0;
-                finish_pair<Y, Y_VECTOR, RESIDUAL>(complete, residual_row[half], y_row[half], exist, epilogue);
+                const int32 exist = uint32(first + step) < uint32(rows[half]) && step < again ? columns[half] : 0;
+                finish_pair<Y, Y_VECTOR, RESIDUAL>(complete[half], residual_row[half], y_row[half], exist, epilogue);
                 y_row[half] += p.y_row;
                 if constexpr (RESIDUAL) residual_row[half] += p.residual_row;
             }
         }
-        if (__any_sync(0xffffffffu, probe != probe)) {
-            exact_rows<X, Y, 2, STRIDE, RESIDUAL>(p, whole_x, w, whole_residual, whole_y, opaque(channel), first,
-                                                  Walk::kOutputs, start, epilogue,
+        if (!RESIDUAL && __any_sync(0xffffffffu, probe != probe)) again = 0;
+        if (again < Walk::kOutputs) {
+            exact_rows<X, Y, 2, STRIDE, RESIDUAL>(p, whole_x, w, whole_residual, whole_y, opaque(channel),
+                                                  first + again, Walk::kOutputs - again, start, epilogue,
                                                   [&](int32 s) { return ToeplitzStream(p, group * p.per_group + s); });
         }
         slot = slot == last_slot ? 0 : slot + stage_bytes;

@@ -97,7 +97,7 @@ __global__ void __launch_bounds__(kToeplitzWarps * 32, MIN_BLOCKS)
         int32 row = first_of(group);
         for (int32 left = chunks_of(group); left > 0; left--) {
             copy_wait<STAGES - 2>();
-            __syncwarp();  // all lanes' copies of this chunk have landed, and all have read the one overwritten next
+            __syncwarp();  // this chunk is there, and all lanes are done with the one that is overwritten next
             copy_next(slot == 0 ? last_slot : slot - stage_bytes);
 #pragma unroll 1
             for (int i = 0; i < kInputs && row < end; i++, row++, tap++) {
@@ -125,6 +125,15 @@ __global__ void __launch_bounds__(kToeplitzWarps * 32, MIN_BLOCKS)
 
         float probe = 0.0f;
 #pragma unroll
+        for (int e = 0; e < OUTPUTS * TILES * 2; e++) {
+            probe = fmaf(0.0f, sum[e / (TILES * 2)][e / 2 % TILES][e % 2][0], probe);
+        }
+        if (__any_sync(0xffffffffu, probe != probe)) {
+            exact_rows<X, Y, 2 * TILES, 1, RESIDUAL>(p, x, w, residual, y, opaque(channel), 0, OUTPUTS, start, epilogue,
+                                                     [&](int32 s) { return stream_of(group, s); });
+            continue;
+        }
+#pragma unroll
         for (int half = 0; half < 2 * TILES; half++) {
             const ToeplitzUnit unit(p, g + 8 * half);
             const ToeplitzStream stream = stream_of(group, unit.stream);
@@ -137,17 +146,11 @@ __global__ void __launch_bounds__(kToeplitzWarps * 32, MIN_BLOCKS)
             }
 #pragma unroll
             for (int o = 0; o < OUTPUTS; o++) {
-                const float (&complete)[2] = sum[o][half / 2][half % 2];
-                probe = fmaf(0.0f, complete[0], probe);
                 const int32 exist = o < rows ? p.out[1] - column : 0;
-                finish_pair<Y, Y_VECTOR, RESIDUAL>(complete, extra, to, exist, epilogue);
+                finish_pair<Y, Y_VECTOR, RESIDUAL>(sum[o][half / 2][half % 2], extra, to, exist, epilogue);
                 to += p.y_row;
                 if constexpr (RESIDUAL) extra += p.residual_row;
             }
-        }
-        if (__any_sync(0xffffffffu, probe != probe)) {
-            exact_rows<X, Y, 2 * TILES, 1, RESIDUAL>(p, x, w, residual, y, opaque(channel), 0, OUTPUTS, start, epilogue,
-                                                     [&](int32 s) { return stream_of(group, s); });
         }
     }
 }

@@ -136,7 +136,9 @@ __global__ void __launch_bounds__(TILE::kThreads, TILE::kBlocks)
             }
         } else if (first_slab < end_slab) {
             // The fragments of a step are loaded while the products of the step before it run, across slabs as well.
-            typename Warp::Fragments fragments[2];
+            constexpr int kBuffers =
+                kWarpSteps % 2 == 0 ? Warp::kBuffers : 1;  // a slab ends with the one it began with
+            typename Warp::Fragments fragments[kBuffers];
             auto load_step = [&](int buffer, int slab, int s) {
                 Warp::load(fragments[buffer], tile_of(P::kInRows, slab), tile_of(!P::kInRows, slab), warp_row,
                            warp_column, step_of(s), lane);
@@ -147,7 +149,6 @@ __global__ void __launch_bounds__(TILE::kThreads, TILE::kBlocks)
             for (int slab = first_slab; slab < end_slab; slab++) {
 #pragma unroll
                 for (int s = 0; s < kWarpSteps; s++) {
-                    constexpr int kBuffers = kWarpSteps % 2 == 0 ? 2 : 1;  // a slab ends with the buffer it began with
                     if (kBuffers == 1) warp.multiply(fragments[0]);
                     if (s + 1 < kWarpSteps) {
                         load_step((s + 1) % kBuffers, slab, s + 1);
@@ -158,7 +159,7 @@ __global__ void __launch_bounds__(TILE::kThreads, TILE::kBlocks)
                             load_step(0, slab + 1, 0);
                         }
                     }
-                    if (kBuffers == 2) warp.multiply(fragments[s % 2]);
+                    if (kBuffers == 2) warp.multiply(fragments[s % kBuffers]);
                 }
             }
         }

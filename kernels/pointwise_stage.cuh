@@ -62,7 +62,7 @@ DEVICE void stage_lines(uint32 tile, const T* anywhere, int tid, int first_k, in
 template <class T, class L, int LINES, int THREADS, int COPY, class Address>
 DEVICE void gather_lines(uint32 tile, int tid, int first_k, int end_k, int64 k_stride, Address address) {
     constexpr int kElements = 16 / sizeof(T), kTotal = LINES * L::kChunks;
-#pragma unroll 2  // 16 or more loads under way
+#pragma unroll(sizeof(T) == 1 ? 1 : 2)  // 16 loads under way
     for (int u = tid; u < kTotal; u += THREADS) {
         const int line = COPY == GATHER_LINES ? u % LINES : u / L::kChunks;
         const int chunk = COPY == GATHER_LINES ? u / LINES : u % L::kChunks;

@@ -13,6 +13,8 @@ struct TensorCoreWarp {
     static constexpr int kStepBytes = 32;  // of k, per step
     static constexpr int kUnrolledSteps = 8;
     static constexpr bool kFused = false;  // loads and products are separate functions
+    // Sets of fragments: two hide the loads; TF32 needs the registers for its conversions and scattered addresses.
+    static constexpr int kBuffers = same<A, tf32> ? 1 : 2;
     static constexpr int kRows = ROWS / 8, kColumns = COLUMNS / 8, kRun = 2;
     Acc sum[kRows][kColumns][kRun];
 
@@ -52,10 +54,12 @@ struct TensorCoreWarp {
             }
         } else {
 #pragma unroll
-            for (int r = 0; r < (pair ? 4 : 2); r++) {
-                const int column = first_column + (j + r / 2) * 8 + lane / 4;
-                b[r] =
-                    shared_load_4(tile + LinesB::offset(step * 8 + r % 2 * 4 + lane % 4, column / 4) + column % 4 * 4);
+            for (int h = 0; h < (pair ? 2 : 1); h++) {
+                // The permutation of the lines repeats every 4: one address serves every step and both halves of it.
+                const int chunk = (first_column + (j + h) * 8) / 4 + lane / 16;
+                const uint32 address = tile + LinesB::offset(lane % 4, chunk) + lane / 4 % 4 * 4;
+                b[2 * h] = shared_load_4(address + step * 8 * LinesB::kBytes);
+                b[2 * h + 1] = shared_load_4(address + (step * 8 + 4) * LinesB::kBytes);
             }
         }
         if constexpr (same<A, tf32>) {

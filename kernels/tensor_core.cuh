@@ -36,7 +36,7 @@ DEVICE void copy_async(uint32 destination, const void* source, bool valid) {
 #endif
 }
 
-// The same 16 bytes under a predicate instead of a branch: after a divergent branch the compiler may duplicate what follows.
+// 16 bytes under a predicate instead of a branch: after a divergent branch the compiler may duplicate what follows.
 DEVICE void copy_async_if(uint32 destination, const void* source, bool valid, bool active) {
 #if __CUDA_ARCH__ >= 800
     asm volatile(

@@ -3,6 +3,8 @@
 Order comes from program order, from barriers (:class:`clock.Clock`) and, between blocks, from a hand-over: the
 writer's block executes a device-scope fence and then an atomic; the reader's block executes an atomic on the same
 location and then a fence. A barrier extends either side to the other threads of the block.
+Reads are not recorded: a location that one block reads and another one writes is reported when the schedule runs the
+write first, so a random schedule helps.
 Locations that were last changed by atomics (or strong stores) are exempt: those never race with each other.
 """
 

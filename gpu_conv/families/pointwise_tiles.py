@@ -76,11 +76,12 @@ def _few(rows: int, columns: int, slab: int, k_warps: int, blocks: int, split: b
 # leave 128 registers a thread, of which the sums may take about 64. `blocks` is what the cubins reach without spills.
 TILES: dict[tuple[Engine, bool], tuple[Tile, ...]] = {
     (Engine.TENSOR_CORES, True): (
-        _resident(256, 16, 64, 32, 16, 3, stages=3),
-        _resident(128, 24, 64, 16, 24, 3),
+        _resident(256, 16, 64, 32, 16, 2),
+        _resident(128, 16, 64, 16, 16, 2),
+        _resident(128, 24, 64, 16, 24, 2),
         _resident(256, 32, 64, 32, 32, 2, stages=3),
-        _resident(128, 24, 128, 16, 24, 3),
-        _resident(128, 32, 128, 16, 32, 3),
+        _resident(128, 24, 128, 16, 24, 2),
+        _resident(128, 32, 128, 16, 32, 2),
         _resident(128, 48, 64, 32, 24, 2),
         _resident(128, 64, 64, 32, 32, 2),
         _resident(128, 64, 128, 32, 32, 2),
@@ -101,9 +102,9 @@ TILES: dict[tuple[Engine, bool], tuple[Tile, ...]] = {
         _few(32, 32, 128, 4, 4, split=True),
     ),
     (Engine.TENSOR_CORES, False): (
-        _resident(16, 256, 64, 16, 32, 3, stages=3),
+        _resident(16, 256, 64, 16, 32, 2),
         _resident(32, 256, 64, 32, 32, 2, stages=3),
-        _resident(32, 128, 128, 32, 16, 3),
+        _resident(32, 128, 128, 32, 16, 2),
         _resident(48, 128, 64, 48, 16, 2),
         _resident(64, 128, 64, 32, 32, 2),
         _resident(96, 128, 32, 48, 32, 2),

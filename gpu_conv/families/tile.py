@@ -109,8 +109,8 @@ def demand_of(p: ConvProblem) -> Demand:
 def plan(p: ConvProblem, target: Target, tile: Tile | None = None) -> Launch:
     """The launch with the tile that the model finds fastest, or with a given one.
 
-    Filters whose input channels are contiguous (``ohwi``) are copied as they lie; others are gathered element by element,
-    which costs little where the filter stays in shared memory and about a third of the time where it is streamed.
+    Filters whose input channels are contiguous (``ohwi``) are copied as they lie; others are gathered element by
+    element, which costs little where the filter stays in shared memory, about a third of the time where it is streamed.
     """
     demand = demand_of(p)
     tile = tile or choose(demand, target)

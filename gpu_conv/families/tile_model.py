@@ -57,6 +57,11 @@ class Tile:
         return self.column_strips * 8 * (self.bars if self.along_row else 1)
 
     @property
+    def takes_turns(self) -> bool:
+        """Whether half of the warps fetch while the other half multiply."""
+        return self.units == 1 and self.warps == 8
+
+    @property
     def warp_tiles(self) -> int:
         """Tiles of 8 outputs of one warp, of all its units."""
         return self.units * self.unit_tiles // self.warps_n
@@ -146,7 +151,7 @@ class Demand:
     def blocks(self, tile: Tile, target: Target) -> int:
         """Blocks of the tile that one multiprocessor holds; 0 if it does not fit."""
         shared = self.shared_bytes(tile)
-        if shared > target.shared_per_block or self.registers(tile) > 255:
+        if shared > target.shared_per_block or self.registers(tile) > 240:
             return 0
         warps = 48 if target.capability in (86, 89, 120) else 64
         warps = min(
@@ -160,31 +165,33 @@ class Demand:
         return min(self.tiles(tile)[2], max(1, slots // self.channel_blocks(tile)))
 
 
-# Strips of a tile (images, rows, columns): 1, 2, 4 or 7 warps' worth of pixels.
+# Strips of a tile: images, rows, columns. A warp owns two, a block has 1 to 8 warps.
 _STRIPS = (
-    (1, 1, 2), (1, 2, 1), (1, 2, 2), (1, 1, 4), (1, 4, 1), (1, 4, 2), (1, 2, 4), (1, 8, 1), (1, 1, 8),
-    (2, 1, 1), (2, 1, 2), (2, 2, 1), (4, 1, 1), (4, 1, 2), (8, 1, 1), (4, 2, 1),
+    (1, 1, 2), (1, 2, 1), (1, 2, 2), (1, 1, 4), (1, 4, 1), (1, 4, 2), (1, 2, 4), (1, 8, 1),
+    (2, 1, 1), (2, 1, 2), (2, 2, 1), (4, 1, 1), (4, 1, 2), (4, 2, 1), (8, 1, 1),
 )  # fmt: skip
-_BARS = (4, 7)
+_BARS = (4, 7)  # 7 divides the maps of 56, 28, 14 and 7 rows; 4 leaves registers for twice the blocks
 
 
 def candidates(d: Demand) -> Iterator[Tile]:
     """Every tile worth a prediction."""
-    for strips in _strips(d):
-        for bars in _BARS:
-            for units, chunks, unit_tiles, warps_n in _channels(d):
-                whole = chunks >= d.unit_chunks
-                for stages in (2, 3, 4):
-                    for resident in (True, False) if not whole or units == 1 else (True,):
-                        along = d.filter[0] == 1 and d.out[0] == 1
-                        yield Tile(*strips, bars, units, chunks, unit_tiles, warps_n, stages, resident, along)
+    along = d.filter[0] == 1 and d.out[0] == 1
+    for strips in _strips(d, along):
+        for units, chunks, unit_tiles, warps_n in _channels(d):
+            if not 2 <= strips[0] * strips[1] * strips[2] // 2 * warps_n <= 8:
+                continue
+            for bars in _BARS:
+                for stages in (2, 3, 4) if units == 1 else (2, 3):
+                    yield Tile(*strips, bars, units, chunks, unit_tiles, warps_n, stages, True, along)
+                    if units == 1 and d.sharing == 1:
+                        yield Tile(*strips, bars, units, chunks, unit_tiles, warps_n, stages, False, along)
 
 
-def _strips(d: Demand) -> Iterator[tuple[int, int, int]]:
+def _strips(d: Demand, along: bool) -> Iterator[tuple[int, int, int]]:
     for images, rows, columns in _STRIPS:
-        if d.filter[0] == 1 and d.out[0] == 1:
+        if along:
             fits = images == 1 and rows == 1
-        else:
+        else:  # several images where one is smaller than the tile
             fits = images == 1 or (rows * 7 >= d.out[0] and columns * 8 >= d.out[1] and images <= 2 * d.images)
         if fits:
             yield images, rows, columns
@@ -193,21 +200,20 @@ def _strips(d: Demand) -> Iterator[tuple[int, int, int]]:
 def _channels(d: Demand) -> Iterator[tuple[int, int, int, int]]:
     """Units, chunks of a slab, tiles of 8 outputs of a unit, warps that share them."""
     unit_tiles = ceil(d.unit_outputs / 8)
-    if unit_tiles <= 4 and d.unit_chunks <= 4 and d.units > 1:
-        for warp_units in {1, 2, 4}:
+    if unit_tiles <= 4 and d.unit_chunks <= 4:  # several units, up to four tiles of outputs per warp
+        for warp_units in (1, 2, 4):
             for warps_n in (1, 2, 4):
                 units = warp_units * warps_n
                 if warp_units * unit_tiles <= 4 and 1 < units < 2 * d.units and units * d.unit_chunks <= 16:
                     yield units, d.unit_chunks, unit_tiles, warps_n
-        if d.sharing == 1:
-            yield 1, d.unit_chunks, unit_tiles, 1
+    if d.sharing > 1:  # one chunk of small groups
+        yield 1, 1, unit_tiles, 1
         return
     for chunks in sorted({c for c in (1, 2, 3, 4, 6, 8) if d.unit_chunks % c == 0} | {min(d.unit_chunks, 4)}):
-        for tiles in (1, 2, 3, 4, 6, 8):
-            for warps_n in (1, 2, 4, 8):
-                if d.sharing == 1 or (chunks == 1 and unit_tiles <= tiles * warps_n):
-                    if (tiles * (warps_n - 1)) < unit_tiles:
-                        yield 1, chunks, tiles * warps_n, warps_n
+        for tiles in (1, 2, 4, 6, 8):
+            for warps_n in (1, 2, 4):
+                if tiles * (warps_n - 1) < unit_tiles:
+                    yield 1, chunks, tiles * warps_n, warps_n
 
 
 @lru_cache(maxsize=1024)
@@ -227,7 +233,7 @@ _LATENCY, _BARRIER = 1500, 200  # clocks: first slab and epilogue; each slab
 _DEPENDENT = 2.5  # clocks between instructions of one warp
 _LONELY = 2.0  # warps' worth of time lost where nothing else is ready
 _ALONE = 0.25  # share of the time in which one block on its own fetches or stores but does not multiply
-_LINE = 32  # bytes of a memory access lost on its two ends
+_LINE = 12  # bytes of a memory access lost on its ends: 32-byte pieces took 1.5 times as long as 128-byte ones
 
 
 def clocks(d: Demand, tile: Tile, target: Target) -> float:
@@ -238,7 +244,7 @@ def clocks(d: Demand, tile: Tile, target: Target) -> float:
     together = min(blocks, ceil(workers * channel_blocks / target.multiprocessors))
     terms = _terms(d, tile, together)
     busy = max(terms) + _SECOND * (sum(terms) - max(terms))
-    busy *= 1 + _LONELY / (together * tile.warps) + (_ALONE if together == 1 else 0)
+    busy *= 1 + _LONELY / (together * tile.warps) + (_ALONE if together == 1 and not tile.takes_turns else 0)
     waves = ceil(workers * channel_blocks / (target.multiprocessors * blocks))
     latency = d.slabs(tile) * _BARRIER + _LATENCY + terms[-1] * _ISSUE / tile.warps * _DEPENDENT
     filter_load = d.filter_bytes(tile) * d.slabs(tile) / _L2 * together if tile.resident else 0
@@ -257,7 +263,10 @@ def _terms(d: Demand, tile: Tile, together: int) -> tuple[float, ...]:
     written = d.images * d.out[0] * d.out[1] / tiles * outputs * d.y_size * (2 if d.residual else 1)
     weights = 0 if tile.resident else slabs * d.filter_bytes(tile)
     flight = together * (tile.stages - 1) * d.input_bytes(tile)
-    part = min(tile.units * min(tile.chunks, d.unit_chunks) * 16, 512), min(tile.units * tile.unit_tiles * 8 * d.y_size, 512)
+    part = (
+        min(tile.units * min(tile.chunks, d.unit_chunks) * 16, 512),
+        min(tile.units * tile.unit_tiles * 8 * d.y_size, 512),
+    )
     whole = d.unit_chunks <= tile.chunks  # other slabs of a line follow soon and find it in the L2 cache
     moved, written = moved * (1 + _LINE / part[0] if whole else 1), written * (1 + _LINE / part[1])
     dram = (moved + written) / _DRAM * max(1.0, _FLIGHT / flight)
@@ -267,8 +276,10 @@ def _terms(d: Demand, tile: Tile, together: int) -> tuple[float, ...]:
     products = tile.warps * slabs * d.filter[0] * per_row / 2 * tile.bars * warp_tiles
     inputs = tile.bars if tile.along_row else (tile.bars - 1) * d.strides[0] + (d.filter[0] - 1) * d.dilations[0] + 1
     reads = tile.warps * steps * (4 * inputs + 2 * d.filter[0] * unit_tiles)
-    staged = tile.images * in_rows * in_columns * tile.units * d.unit_chunks * 16 + weights
+    pixels = tile.images * in_rows * in_columns * tile.units * d.unit_chunks  # chunks of 16 bytes
+    staged = pixels * 16 + weights
+    lines = pixels / min(8, tile.units * tile.chunks) + weights / 16 / min(8, tile.chunks)  # one per clock
     stored = tile.warps * tile.bars * warp_tiles
-    shared = reads + staged / 128 + stored * 4 * d.y_size / 2
+    shared = reads + staged / 128 + lines + stored * 4 * d.y_size / 2
     instructions = products + reads / 4 + staged / 16 / 32 * 9 + stored * 18 + tile.warps * slabs * 60
     return dram, (loaded + written + weights) / _L2, products * _PRODUCT, shared, instructions / _ISSUE

@@ -160,7 +160,7 @@ PLANTED = [
     ("at_h < 0 || at_h >= ", "at_h < -1 || at_h >= "),
     ("if (t >= Index(p.threads)) return;", ""),
     ("q / column_step * (column_step * TILE) + q % column_step", "q / column_step * column_step + q % column_step"),
-    ("if (at % input_dilation != 0) tap =", "if (at % input_dilation == 1) tap ="),
+    ("if (at % input_dilation != 0) tap =", "if (false) tap ="),
     ("group) - o;", "group) - o + 1;"),
 ]
 
@@ -170,6 +170,7 @@ def run_all(row, layouts):
         x, w = arrays("float32", 1, 2, 5, (3, 3, 5), (2, 2, 2), last=layout == "ndhwc")
         run(row, x, w, groups=2, padding=1, input_layout=layout)
         run(row, x, w, groups=2, padding=1, input_dilations=(1, 1, 3), strides=(1, 1, 2), input_layout=layout)
+        run(row, x, w, groups=2, padding=1, input_dilations=(1, 1, 2), dilations=(1, 1, 2), input_layout=layout)
 
 
 @pytest.mark.parametrize(("old", "new"), PLANTED)

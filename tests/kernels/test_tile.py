@@ -125,8 +125,8 @@ def test_walks_over_tiles_and_slabs(name):
 def test_every_residue_of_the_map(stride):
     """Heights and widths with every remainder of a tile, smaller and larger than it, all through one instantiation."""
     chosen = Tile(1, 2, 2, 4, 4, 1, 1, 1, 2, True)
-    for i in range(17):
-        size = (8 * stride + i % (8 * stride + 1), 1 + i + 7 * (i % 3))
+    for i in range(16):
+        size = (8 * stride + i, 1 + i + 7 * (i % 3))
         convolve(32, 32, 8, size, (3, 3), strides=stride, padding=1, tile_=chosen, batch=1)
 
 
@@ -257,12 +257,12 @@ def test_no_spills(number, layer):
 
 
 BUGS = (
-    ("__syncthreads();\n            fetch_next", "fetch_next"),
+    ("__syncthreads();\n            const int free_stage", "const int free_stage"),
     ("copy_wait<TILE::kStages - 2>();", ""),
     ("__syncwarp();\n            constexpr", "constexpr"),
     ("if (__any_sync(0xffffffff, spread))", "if (false)"),
     ("above % kStride != 0 || ", ""),
-    ("(pixel_column < p.out_columns) &", ""),
+    (" & (column < p.out_columns)", ""),
     ("(uint32(first_column + i * kPixels) < uint32(p.in_columns)) & (chunk < end)", "chunk < end"),
     ("column -= next_row * p.column_tiles;", ""),
 )
@@ -273,14 +273,18 @@ def test_planted_bugs_are_found(bug, monkeypatch):
     """A race, an early read, a missing order, spread, a wrong tap, two missing bounds, a wrong tile."""
     plant(monkeypatch, "conv_tile.cu", *bug)
     rng = np.random.default_rng(0)
-    x = rng.integers(-2, 3, (2, 13, 37, 16)).astype("float16")
+    x = rng.integers(-2, 3, (4, 13, 67, 16)).astype("float16")
     x[0, 5, 5, 5] = np.inf
     w = rng.integers(1, 3, (16, 3, 3, 4)).astype("float16")
     options = {"groups": 4, "padding": 1, "strides": 2, "input_layout": "nhwc", "filter_layout": "ohwi"}
     out = np.full(arguments.prepare(x, w, **options).result.shape, np.nan, "float16")
     call = arguments.prepare(x, w, out=out, **options)
-    launch = tile.plan(call.problem, TARGETS["sm_80"], Tile(1, 1, 2, 4, 2, 1, 1, 1, 2, True))
-    with pytest.raises((AssertionError, EmulationError)):
+    launch = tile.plan(call.problem, TARGETS["sm_80"], Tile(1, 2, 2, 4, 2, 1, 1, 1, 2, True))
+
+    def check():
         Emulator("sm_80").run(launch, call.operands)
         with np.errstate(invalid="ignore"):
             assert_close(call.operands["y"], call.problem, call.operands)
+
+    with pytest.raises((AssertionError, EmulationError)):
+        check()

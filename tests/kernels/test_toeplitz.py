@@ -138,7 +138,7 @@ def test_misaligned_arrays_take_narrower_copies():
 @pytest.mark.parametrize("arch", ARCHES)
 @pytest.mark.parametrize(("columns", "stride"), [(24, 1), (21, 1), (20, 2)])
 def test_non_finite_inputs_stay_in_their_receptive_field(arch, columns, stride):
-    """At corners and borders, in the second image, beside zero weights (0 * Inf is NaN in the field, and only there)."""
+    """At corners and borders, in the second image, beside zero weights: 0 * Inf is NaN in the field, and only there."""
     x, w = arrays("float16", 1, 3, 1, (20, columns), (5, 5), exact=False)
     w[1, :, 2] = 0
     x[0, 0, 0, 0], x[0, 1, 10, 11], x[0, 1, 3, 8] = np.inf, -np.inf, np.inf
@@ -187,7 +187,7 @@ def test_refusals(options, reason):
 def test_refuses_dtypes_devices_and_filters():
     def refusal(taps=(3, 3), dtype="float16", target=checking.TARGETS["sm_80"]):
         x, w = np.zeros((1, 4, 20, 20), dtype), np.zeros((4, 1, *taps), dtype)
-        return ROW.refuses(checking.problem(x, w, groups=4, padding=9), target)
+        return ROW.refuses(checking.problem(x, w, groups=4, padding=40), target)
 
     assert "float32" in refusal(dtype="float32")
     assert "8.0" in refusal(target=Target("sm_75", 40, 64 * 1024))
@@ -215,11 +215,11 @@ def test_tall_filters(size, taps, arch, batch):
     x, w = arrays("bfloat16", 1, 2, 1, size, taps, exact=False)
     x[0, 0, 0, 0], x[1, 1, -1, -1] = np.inf, np.nan
     with np.errstate(invalid="ignore"):
-        run(ROW, x, w, target=arch, groups=2, padding=0 if min(size) > 27 else 13, exact=False)
+        run(ROW, x, w, target=arch, groups=2, padding=13, exact=False)
 
 
 PLANTED = [
-    ("__syncwarp();  // all lanes", "// all lanes"),
+    ("__syncwarp();  // this", "// this"),
     (
         "shared_store_16(ring + i, {0, 0, 0, 0})",
         "shared_store_16(ring + i, {0x3c003c00, 0x3c003c00, 0x3c003c00, 0x3c003c00})",
@@ -228,12 +228,12 @@ PLANTED = [
     ("return uint32(row) < uint32(p.in[0]);", "return row < p.in[0];"),
     ("row[c] = stream.exists ? first : p.in[0];", "row[c] = first;"),
     ("min_of(p.band, p.out[0] - s.first_row)", "p.band"),
-    ("if (uint32(first + step) < uint32(rows[half])) {", "if (first + step < rows[half]) {"),
-    ("rows[half] = column < p.out[1] ?", "rows[half] = column <= p.out[1] ?"),
-    ("sum[(step + 1) % Walk::kLive][half]", "sum[step % Walk::kLive][half]"),
+    ("uint32(first + step) < uint32(rows[half])", "first + step < rows[half]"),
+    ("rows[half] = columns[half] > 0 ? units[half].rows(p, stream) : 0;", "rows[half] = units[half].rows(p, stream);"),
     ("left >= STAGES", "left > STAGES"),
-    ("if (__any_sync(0xffffffffu, probe != probe)) {", "if (false) {"),
-    ("probe = fmaf(0.0f, complete[0], probe);", "if (half) probe = fmaf(0.0f, complete[0], probe);"),
+    ("if (!RESIDUAL && __any_sync(0xffffffffu, probe != probe)) again = 0;", ""),
+    ("fmaf(0.0f, complete[1][0], fmaf(0.0f, complete[0][0], probe))", "fmaf(0.0f, complete[1][0], probe)"),
+    ("sum[(step + 1) % Walk::kLive];", "sum[step % Walk::kLive];"),
     ("to = min_of(window + width, p.in[1]);", "to = window + width;"),
 ]
 
@@ -246,8 +246,33 @@ def test_planted_bugs_are_found(monkeypatch, old, new):
         run_all()
 
 
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("if (uint32(tap - o) >= uint32(p.filter[0])) continue;", "if (tap - o >= p.filter[0]) continue;"),
+        ("    __syncthreads();", ""),
+        ("+ 2 * t - g - p.lead;", "+ 2 * t - g;"),
+        ("__syncwarp();  // this", "// this"),
+        ("return min_of(group % p.bands * p.band + p.band - 1", "return min_of(group % p.bands * p.band + p.band - 2"),
+        ("if (__any_sync(0xffffffffu, probe != probe)) {", "if (false) {"),
+    ],
+)
+def test_planted_bugs_in_tall_filters_are_found(monkeypatch, old, new):
+    checking.plant(monkeypatch, "depthwise_toeplitz_tall.cu", old, new)
+    x, w = arrays("float16", 1, 1, 1, (17, 28), (15, 15), batch=9)
+    with pytest.raises((AssertionError, EmulationError)):
+        run_tall(x, w)
+
+
+def run_tall(x, w):
+    run(ROW, x, w, groups=1, padding=7)
+    x[4, 0, 3, 5] = np.inf
+    run(ROW, x, w, groups=1, padding=7, exact=False)
+
+
 def run_all():
     go((13, 14), (3, 3), padding=1, batch=21, groups=1)
+    go((13, 12), (3, 3), padding=1, batch=3, groups=1)
     go((13, 13), (3, 3), padding=1, batch=3, groups=1)
     x, w = arrays("float16", 1, 2, 1, (13, 14), (3, 3), exact=False)
     x[0, 0, 4, 3] = np.inf
