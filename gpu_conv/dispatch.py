@@ -30,11 +30,6 @@ SLOWER: tuple[Slower, ...] = (
         "a short 1-D filter: 171 us against 28 (float16, 5120 channels, length 2048, filter 4)",
     ),
     Slower(
-        "depthwise_toeplitz",
-        lambda p: p.rank == 2 and p.in_spatial[-1] < 8 and p.filter[-1] > 9,
-        "a filter far larger than the map: 867 us against 622 (float16, batch 256, 1024 channels, 13x13 on 7x7)",
-    ),
-    Slower(
         "depthwise_nhwc_tile",
         lambda p: p.filter[-1] < 5 and not 14 <= p.in_spatial[-1] <= 28,
         "a small filter outside maps of 14 to 28: 32.0 us against 28.7 (float16, batch 32, 56x56x144, 3x3), "

@@ -23,11 +23,12 @@
 #include "epilogue.cuh"
 #include "conv_tile.cuh"
 
-// GROUPS: groups in one chunk of 8 channels, 1 where a group has at least 8. W_COPY: see stage_filter.
-template <int GROUPS, int W_COPY, int RESIDUAL, int Y_BYTES>
+// GROUPS: groups in one chunk of 8 channels, 1 where a group has its own. X_COPY: see stage_pixels and gather_pixels.
+// W_COPY: see stage_filter. Y_CHANNELS: whether stores run along the channels, else along the pixels of a row.
+template <int GROUPS, int X_COPY, int W_COPY, int RESIDUAL, int Y_CHANNELS, int Y_BYTES>
 struct Access {
     static constexpr int kGroups = GROUPS, kYBytes = Y_BYTES;
-    static constexpr bool kWCopy = W_COPY, kResidual = RESIDUAL;
+    static constexpr bool kXCopy = X_COPY, kWCopy = W_COPY, kResidual = RESIDUAL, kYChannels = Y_CHANNELS;
     static_assert(8 % GROUPS == 0 && !(W_COPY && GROUPS > 1), "whole groups in a chunk; only whole chunks are copied");
 };
 
@@ -154,7 +155,7 @@ __global__ void __launch_bounds__(TILE::kThreads, TILE::kBlocks)
     const int warp_m = warp / TILE::kWarpsN, warp_n = warp % TILE::kWarpsN;
     const int blocks = gridDim.x / p.workers, channels = blockIdx.x % blocks, worker = blockIdx.x / blocks;
     const int first_unit = channels / p.parts * TILE::kUnits, first_output = channels % p.parts * kUnitOutputs;
-    x += first_unit * p.unit_chunks * 8;
+    x += int64(first_unit) * p.unit_channels * p.x_channel;
 
     for (int line = thread; line < L::kLines; line += TILE::kThreads) {
         const int unit = first_unit + line / kUnitOutputs, output = first_output + line % kUnitOutputs;
@@ -173,9 +174,14 @@ __global__ void __launch_bounds__(TILE::kThreads, TILE::kBlocks)
     const auto fetch_next = [&](int stage) {
         if (next.image * TILE::kImages < p.images) {
             const uint32 to = ring + stage * L::kStageBytes;
-            const int left =
-                TILE::kUnits == 1 ? p.unit_chunks - next_slab * TILE::kChunks : (p.units - first_unit) * TILE::kChunks;
-            stage_pixels<T, F, TILE>(to, x + next_slab * TILE::kChunks * 8, left, next, p, warp, lane);
+            if constexpr (ACCESS::kXCopy) {
+                const int left = TILE::kUnits == 1 ? p.unit_chunks - next_slab * TILE::kChunks
+                                                   : (p.units - first_unit) * TILE::kChunks;
+                stage_pixels<T, F, TILE>(to, x + next_slab * TILE::kChunks * 8, left, next, p, warp, lane);
+            } else {
+                gather_pixels<T, F, TILE>(to, x, p.units - first_unit, next_slab * TILE::kChunks * 8, next, p, warp,
+                                          lane);
+            }
             if constexpr (!TILE::kResident) {
                 stage_filter<T, F, TILE, kGroups, ACCESS::kWCopy>(to + L::kInputBytes, w, first_unit, first_output,
                                                                   next_slab, p, thread);
@@ -291,7 +297,7 @@ __global__ void __launch_bounds__(TILE::kThreads, TILE::kBlocks)
             const int bars = TILE::kAlongRow ? (p.out_columns - column + 15) / 16 : p.out_rows - row;
             return Place{image * image_stride + (row * row_stride + column * column_stride), inside ? bars : 0};
         };
-        // Where `column` of the warp's outputs lies in a pixel, -1 outside.
+        // Which channel `column` of the warp's outputs is, -1 outside.
         const auto channel = [&](int column) {
             const int unit =
                 first_unit + (TILE::kUnits == 1 ? 0 : epilogue_n * TILE::kWarpUnits + column / kUnitOutputs);
@@ -312,14 +318,15 @@ __global__ void __launch_bounds__(TILE::kThreads, TILE::kBlocks)
                     const int column = j * 8 + epilogue_lane % 4 * 2;
                     float (&sum)[2] = sums[j / TILE::kWarpTiles].bar[bar][j % TILE::kWarpTiles][s];
                     if constexpr (ACCESS::kResidual) {
-                        constexpr int kPair = ACCESS::kYBytes > int(sizeof(Y)) ? 2 : 1;
+                        constexpr int kPair = ACCESS::kYChannels && kStore > 1 ? 2 : 1;
 #pragma unroll
                         for (int e = 0; e < 2; e += kPair) {
                             const Place from =
                                 place(s, epilogue_lane / 4, p.residual_image, p.residual_row, p.residual_column);
                             const int at_channel = channel(column + e);
                             if ((bar < from.bars) & (at_channel >= 0)) {
-                                const Y* const address = residual + (from.offset + residual_at + at_channel);
+                                const Y* const address =
+                                    residual + (from.offset + residual_at + at_channel * p.residual_channel);
                                 const Vector<Y, kPair> before = load<Y, kPair>(address);
 #pragma unroll
                                 for (int i = 0; i < kPair; i++) sum[e + i] += element<float>(before, i);
@@ -331,16 +338,30 @@ __global__ void __launch_bounds__(TILE::kThreads, TILE::kBlocks)
                 }
             }
             __syncwarp();
-            constexpr int kPixelStores = kWarpOutputs / kStore, kStores = 16 * kPixelStores;
+            constexpr int kPixels = ACCESS::kYChannels ? 1 : kStore, kColumns = kStore / kPixels;  // of one store
+            constexpr int kStores = 16 * kWarpOutputs / kStore;
 #pragma unroll(kStores > 256 ? 1 : 8)
             for (int i = 0; i < ceil_div(kStores, 32); i++) {
-                const int number = i * 32 + epilogue_lane, pixel = number / kPixelStores;
-                const int column = number % kPixelStores * kStore;
+                const int number = i * 32 + epilogue_lane;  // stores that follow each other in memory first
+                const int pixel =
+                    ACCESS::kYChannels ? number / (kWarpOutputs / kColumns) : number % (16 / kPixels) * kPixels;
+                const int column =
+                    ACCESS::kYChannels ? number % (kWarpOutputs / kColumns) * kColumns : number / (16 / kPixels);
                 if (kStores % 32 && number >= kStores) break;
                 const Place to = place(pixel / 8, pixel % 8, p.y_image, p.y_row, p.y_column);
                 const int at_channel = channel(column);
                 if ((bar < to.bars) & (at_channel >= 0)) {
-                    store(y + (to.offset + bar * y_bar + at_channel), load<Y, kStore, false>(staged(pixel, column)));
+                    Vector<Y, kStore> v = zero_vector<Y, kStore>();
+                    if constexpr (ACCESS::kYChannels) {
+                        v = load<Y, kStore, false>(staged(pixel, column));
+                    } else {
+#pragma unroll
+                        for (int e = 0; e < kStore; e++) {
+                            const uint32 raw = load<Y, 1, false>(staged(pixel + e, column)).word[0];
+                            v.word[e * sizeof(Y) / 4] |= raw << 8 * (e * sizeof(Y) % 4);
+                        }
+                    }
+                    store(y + (to.offset + bar * y_bar + at_channel * p.y_channel), v);
                 }
             }
         }

@@ -5,6 +5,7 @@
 // Strides in elements. A unit is what shares input channels: a group, or the groups of one chunk of 8 channels.
 struct ConvTileParams {
     int64 x_image;
+    int64 x_channel;
     int64 y_image;
     int64 residual_image;
     int64 w_group;
@@ -18,8 +19,10 @@ struct ConvTileParams {
     int32 x_column;
     int32 y_row;
     int32 y_column;
+    int32 y_channel;
     int32 residual_row;
     int32 residual_column;
+    int32 residual_channel;
     int32 images;
     int32 in_rows;
     int32 in_columns;
@@ -29,7 +32,8 @@ struct ConvTileParams {
     int32 padding_columns;
     int32 out_per_group;
     int32 units;
-    int32 unit_chunks;  // of 8 input channels
+    int32 unit_channels;  // of the input
+    int32 unit_chunks;    // of 8 channels
     int32 unit_outputs;
     int32 parts;  // blocks that share the outputs of a unit
     int32 slabs;  // of the input channels
@@ -40,7 +44,7 @@ struct ConvTileParams {
     int32 step_rows;
     int32 step_columns;
 };
-static_assert(sizeof(ConvTileParams) == 184, "gpu_conv/families/tile.py packs this struct");
+static_assert(sizeof(ConvTileParams) == 200, "gpu_conv/families/tile.py packs this struct");
 
 template <int ROWS, int COLUMNS, int STRIDE_ROWS, int STRIDE_COLUMNS, int DILATION_ROWS, int DILATION_COLUMNS>
 struct Filter {
@@ -159,6 +163,41 @@ DEVICE void stage_pixels(uint32 to, const T* x, int end, Cursor at, const ConvTi
     }
 }
 
+// The same element by element, for channels of any number, stride and alignment: neighbouring lanes take neighbouring
+// pixels, each 8 channels at a time. first_channel: of the slab, within a unit.
+template <class T, class F, class TILE>
+DEVICE void gather_pixels(uint32 to, const T* x, int units, int first_channel, Cursor at, const ConvTileParams& p,
+                          int warp, int lane) {
+    typedef Layout<F, TILE> L;
+    constexpr int kPixels = TILE::kImages * L::kRows * L::kColumns;
+    lane = opaque(lane), warp = opaque(warp);
+    const int first_row = at.row * TILE::kRows * F::kStrideRows - p.padding_rows;
+    const int first_column = at.column * TILE::kColumns * F::kStrideColumns - p.padding_columns;
+#pragma unroll 1
+    for (int i = warp * 32 + lane; i < kPixels; i += TILE::kThreads) {
+        const int row = i / L::kColumns, column = i % L::kColumns;
+        const int image = at.image * TILE::kImages + row / L::kRows, in_row = first_row + row % L::kRows;
+        const bool inside = (image < p.images) & (uint32(in_row) < uint32(p.in_rows)) &
+                            (uint32(first_column + column) < uint32(p.in_columns));
+        const T* const pixel =
+            x + (image * p.x_image + int64(in_row) * p.x_row + int64(first_column + column) * p.x_column);
+        const uint32 pixel_to = to + row * L::kRowBytes + L::slot(column) * L::kPixelBytes;
+#pragma unroll 2
+        for (int chunk = 0; chunk < L::kPixelChunks; chunk++) {
+            const int unit = chunk / TILE::kChunks, channel = first_channel + chunk % TILE::kChunks * 8;
+            const T* const from = pixel + (unit * p.unit_channels + channel) * p.x_channel;
+            uint32 word[4] = {};
+#pragma unroll
+            for (int e = 0; e < 8; e++) {
+                if (inside & (unit < units) & (channel + e < p.unit_channels)) {
+                    word[e / 2] |= load<T, 1>(from + e * p.x_channel).word[0] << 16 * (e % 2);
+                }
+            }
+            shared_store_16(pixel_to + chunk * 16, word);
+        }
+    }
+}
+
 // One line per output: the taps, and of each tap the chunks of the slab. GROUPS groups share a chunk: the other groups'
 // channels get zeros. COPY: eight channels lie side by side and aligned; otherwise they are gathered one by one. A
 // thread keeps its place in the line and goes from line to line.
@@ -191,7 +230,7 @@ DEVICE void stage_filter(uint32 to, const T* w, int first_unit, int first_output
                 uint32 word[4] = {};
 #pragma unroll
                 for (int e = 0; e < 8; e++) {
-                    if (valid & (e / kChannels == group_in_chunk)) {
+                    if (valid & (e / kChannels == group_in_chunk) & (GROUPS > 1 || chunk * 8 + e < p.unit_channels)) {
                         word[e / 2] |= load<T, 1>(channels + e % kChannels * p.w_channel).word[0] << 16 * (e % 2);
                     }
                 }

@@ -45,7 +45,7 @@ _INITIAL_VALUE = re.compile(r"0[fF][0-9a-fA-F]{8}|0[dD][0-9a-fA-F]{16}|-?0[xX][0
 _IGNORED_STATEMENTS = (".pragma", ".callprototype", ".param")
 
 
-@lru_cache(64)
+@lru_cache(8)
 def parse(text: str) -> dict[str, Kernel]:
     """All kernels of a PTX module, by mangled name."""
     return _Parser(text).module()

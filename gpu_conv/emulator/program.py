@@ -69,8 +69,8 @@ class Program:
         self.shared_granule = min([16, *(n for i in instructions for n in _shared_sizes(i))])
         self.global_granule = min([16, *(n for i in instructions for n in _global_write_sizes(i))])
         self.classes = [[(instruction_class(i), i.name) for i in block.instructions] for block in self.blocks]
-        self.source = "\n\n".join(self._translate(block) for block in self.blocks)
-        exec(compile(self.source, f"<{kernel.name}>", "exec"), self.namespace)
+        source = "\n\n".join(self._translate(block) for block in self.blocks)
+        exec(compile(source, f"<{kernel.name}>", "exec"), self.namespace)
         self.functions = [self.namespace[f"block_{block.index}"] for block in self.blocks]
         number = self.numbers
         self.live_in = [frozenset(number[r] for r in b.live_in) for b in self.blocks]

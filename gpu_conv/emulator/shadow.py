@@ -98,8 +98,13 @@ class Shadow:
         reader = self._take(self.reader, rows, parts)
         suspect = (reader >= since) & (reader != key)
         if suspect.any():
-            for part in range(parts):
-                self._remember(rows * parts + part, _column(part, suspect), _column(part, reader), flat)
+            if self.warp_barriers:
+                for part in range(parts):
+                    self._remember(rows * parts + part, _column(part, suspect), _column(part, reader), flat)
+            else:  # nothing orders the threads of a warp, so they are like any others
+                others = (suspect & (((reader ^ key) & THREAD) != 0)).reshape(-1, parts)
+                access, column = np.nonzero(others)
+                self.other_warps[rows[access] * parts + column] = self.machine.clock.now
         self.reader.reshape(-1, parts)[rows] = flat[:, None]
         winner = self.reader.take(rows * parts)
         lost = winner != flat
@@ -176,13 +181,9 @@ class Shadow:
         which = np.flatnonzero(which)
         granule, other = granule[which], other[which]
         difference = other ^ key[which]
-        another_thread = (difference & THREAD) != 0
-        if not self.warp_barriers:  # nothing orders the threads of a warp, so they are like any others
-            self.other_warps[granule[another_thread]] = other[another_thread] >> TIME
-            return
         another_warp = (difference & WARP) != 0
         self.other_warps[granule[another_warp]] = other[another_warp] >> TIME
-        same_warp = another_thread & ~another_warp & ((other & ATOMIC) == 0)
+        same_warp = ((difference & THREAD) != 0) & ~another_warp & ((other & ATOMIC) == 0)
         self.warp_readers[granule[same_warp]] = other[same_warp] >> TIME
 
     def _warp_since(self, lanes: LaneList, which: Indices) -> Keys:

@@ -120,7 +120,8 @@ def plan(p: ConvProblem, target: Target) -> Launch:
     phase_rows = -(-out[1] // dilations[1])
     threads = -(-out[2] // strip.width) * dilations[1] * out[0] * p.batch * p.out_channels
     blocks = -(-threads * phase_rows // THREADS)
-    each = height(phase_rows, blocks, target.multiprocessors * strip.min_blocks)
+    min_blocks = strip.min_blocks - (p.residual is not None)  # its registers
+    each = height(phase_rows, blocks, target.multiprocessors * min_blocks)
     bands = -(-phase_rows // each)
     code, alpha, beta = activation_parameters(p.activation, p.accumulate)
     params = pack(
@@ -144,7 +145,7 @@ def plan(p: ConvProblem, target: Target) -> Launch:
     return Launch(
         source="depthwise_nchw.cu",
         kernel="depthwise_nchw",
-        template=(*ctypes(p), *sizes, p.residual is not None, code, strip.min_blocks),
+        template=(*ctypes(p), *sizes, p.residual is not None, code, min_blocks),
         grid=(-(-threads * bands // THREADS), 1, 1),
         block=(THREADS, 1, 1),
         params=params,

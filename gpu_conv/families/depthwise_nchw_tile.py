@@ -37,7 +37,7 @@ EDGES = (7, 6, 5, 4)
 BLOCK_BYTES = 28 * 1024
 # (largest filter, blocks per multiprocessor to compile for with outer elements only masked, and with all masked): the
 # most that compiles without spills. Issue slots per output of a block, sm_90a: 3x3 25, stride 2 33, 5x5 46, 7x7 76.
-MIN_BLOCKS = ((3, 8, 6), (5, 4, 3), (7, 2, 2))
+MIN_BLOCKS = ((3, 7, 5), (5, 3, 3), (7, 2, 2))
 
 
 def refuses(p: ConvProblem, target: Target) -> str | None:

@@ -69,12 +69,12 @@ TILES = (
     Tile(1, 3, 3, 2, 4, 2, 1, 3),
     Tile(1, 7, 1, 1, 4, 2, 1, 3),
     Tile(1, 7, 1, 2, 4, 2, 1, 3),
-    Tile(1, 5, 5, 1, 1, 4, 1, 5),
+    Tile(1, 5, 5, 1, 1, 4, 1, 3),
     Tile(1, 5, 5, 2, 2, 2, 1, 3),
-    Tile(1, 7, 7, 1, 1, 4, 1, 3),
-    Tile(1, 7, 7, 2, 1, 4, 1, 2),
+    Tile(1, 7, 7, 1, 1, 4, 1, 2),
+    Tile(1, 7, 7, 2, 1, 2, 1, 2),
     Tile(3, 3, 3, 1, 2, 4, 1, 2),
-    Tile(3, 3, 3, 2, 2, 2, 1, 2),
+    Tile(3, 3, 3, 2, 1, 4, 1, 2),
 )
 
 
@@ -131,14 +131,16 @@ def plan(p: ConvProblem, target: Target) -> Launch:
     """The launch for a problem with at least one output element."""
     tile = _tile(p)
     assert tile is not None
-    vector = _vector(p, tile.vector)
+    vector = _vector(p, tile.vector if p.residual is None or depth == 1 else 1)  # a residual takes registers
     depth, rows, columns = three(p.filter, 1)
     out, dilations = three(p.out_spatial, 1), three(p.dilations, 1)
     strips = -(-out[2] // (tile.width * dilations[2])) * dilations[2]
     blocks_per_band = -(-strips * (p.out_channels // vector) // THREADS)
     phase_rows = -(-out[1] // dilations[1])
     blocks = blocks_per_band * dilations[1] * out[0] * p.batch
-    each = height(phase_rows, blocks * phase_rows, target.multiprocessors * tile.min_blocks)
+    # So does the compiler for sm_100 and later.
+    min_blocks = max(1, tile.min_blocks - (p.residual is not None) - (target.capability >= 100))
+    each = height(phase_rows, blocks * phase_rows, target.multiprocessors * min_blocks)
     bands = -(-phase_rows // each)
     taps = three(p.w.strides[3:], 0)
     w_vector = (
@@ -169,7 +171,7 @@ def plan(p: ConvProblem, target: Target) -> Launch:
     return Launch(
         source="depthwise_nhwc.cu",
         kernel="depthwise_nhwc",
-        template=(*ctypes(p), *sizes, w_vector, p.residual is not None, code, tile.min_blocks),
+        template=(*ctypes(p), *sizes, w_vector, p.residual is not None, code, min_blocks),
         grid=(blocks * bands, 1, 1),
         block=(THREADS, 1, 1),
         params=params,

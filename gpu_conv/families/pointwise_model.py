@@ -107,7 +107,7 @@ _DRAM, _L2 = 13.0, 24.0  # bytes, with all multiprocessors at work
 _PRODUCT = 1.53  # clocks of one 16 x 8 x 32-byte mma.sync
 _ISSUE = 128 * 0.8  # instructions of threads
 _SECOND = 0.15  # how much of what does not bind adds to what binds
-_LOAD_LATENCY, _SLAB_LATENCY, _TILE_LATENCY = 1200, 120, 1000  # clocks: first slab, each slab, epilogue
+_LOAD_LATENCY, _SLAB_LATENCY, _TILE_LATENCY = 1200, 250, 1000  # clocks: first slab, each slab, epilogue
 _GATHER_LATENCY = 700  # clocks, of two 16-byte chunks of a thread
 _WORKSPACE = 4000  # clocks: clearing the tickets is a launch of its own, the partial sums come back from the L2 cache
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from math import prod
 
 from ..launch import CTYPES, Launch, Target, pack, struct
@@ -14,13 +13,15 @@ from .tile_model import Demand, Tile, choose
 PARAMS = struct(
     "ConvTileParams",
     [
-        *((name, "i8") for name in ("x_image", "y_image", "residual_image")),
+        *((name, "i8") for name in ("x_image", "x_channel", "y_image", "residual_image")),
         *((name, "i8") for name in ("w_group", "w_out", "w_channel", "w_row", "w_column")),
         *((name, "f8") for name in ("alpha", "beta")),
-        *((f"{name}_{axis}", "i4") for name in ("x", "y", "residual") for axis in ("row", "column")),
+        *((f"x_{axis}", "i4") for axis in ("row", "column")),
+        *((f"{name}_{axis}", "i4") for name in ("y", "residual") for axis in ("row", "column", "channel")),
         *((name, "i4") for name in ("images", "in_rows", "in_columns", "out_rows", "out_columns")),
         *((name, "i4") for name in ("padding_rows", "padding_columns")),
-        *((name, "i4") for name in ("out_per_group", "units", "unit_chunks", "unit_outputs", "parts", "slabs")),
+        *((name, "i4") for name in ("out_per_group", "units", "unit_channels", "unit_chunks")),
+        *((name, "i4") for name in ("unit_outputs", "parts", "slabs")),
         *((name, "i4") for name in ("row_tiles", "column_tiles", "workers")),
         *((name, "i4") for name in ("step_images", "step_rows", "step_columns")),
     ],
@@ -51,29 +52,20 @@ def refuses(p: ConvProblem, target: Target) -> str | None:
 
 
 def _refuses_channels(p: ConvProblem) -> str | None:
-    if p.in_channels % 8:
-        return f"reads 8 channels at a time, got {p.in_channels}"
-    if p.in_per_group % 8 and p.in_per_group not in (2, 4):
-        return f"groups have 2, 4 or a multiple of 8 channels, got {p.in_per_group}"
+    if p.in_per_group == 1 and p.groups > 1:
+        return "a group has one input channel: that is depthwise"
     return None
 
 
 def _refuses_memory(p: ConvProblem) -> str | None:
-    _, groups, per_group = p.x.shape[:3]
-    if (per_group > 1 and p.x.strides[2] != 1) or (groups > 1 and p.x.strides[1] != per_group):
-        return "the channels of x must lie side by side (nhwc); give input_layout='nhwc' or let pointwise or direct run"
-    if p.x.align < 16 or any(
-        s % 8 for n, s in zip(p.x.shape, p.x.strides, strict=True) if s != 1 and n > 1 and s != per_group
-    ):
-        return f"pixels of x must start at multiples of 16 bytes, got strides {p.x.strides}, alignment {p.x.align}"
-    for name, t in (("y", p.y), ("residual", p.residual)):
-        _, groups, per_group = p.y.shape[:3]
-        if t and ((per_group > 1 and t.strides[2] != 1) or (groups > 1 and t.strides[1] != per_group)):
-            return f"the channels of {name} must lie side by side (nhwc)"
-        if t and _image_span(t) >= _LIMIT:
+    for name, t in (("x", p.x), ("y", p.y), ("residual", p.residual)):
+        if t is None:
+            continue
+        _, groups, per_group = t.shape[:3]
+        if groups > 1 and per_group > 1 and t.strides[1] != per_group * t.strides[2]:
+            return f"the channels of {name} must have one stride across groups, got strides {t.strides}"
+        if _image_span(t) + sum(abs(s) * 1024 for s in t.strides[3:]) >= _LIMIT:
             return f"one image of {name} must be below 2**31 elements"
-    if _image_span(p.x) + sum(abs(s) * 1024 for s in p.x.strides[3:]) >= _LIMIT:
-        return "one image of x must be below 2**31 elements"
     return None
 
 
@@ -89,7 +81,8 @@ def _image_span(t: Tensor) -> int:
 
 def demand_of(p: ConvProblem) -> Demand:
     """The convolution as far as the choice of a tile depends on it."""
-    sharing = 8 // p.in_per_group if p.in_per_group < 8 else 1
+    shared = p.in_per_group in (2, 4) and p.in_channels % 8 == 0
+    sharing = 8 // p.in_per_group if shared else 1
     return Demand(
         images=p.batch,
         sizes=_pair(p.in_spatial, 1),
@@ -98,11 +91,13 @@ def demand_of(p: ConvProblem) -> Demand:
         strides=_pair(p.strides, 1),
         dilations=_pair(p.dilations, 1),
         units=p.groups // sharing,
-        unit_chunks=max(1, p.in_per_group // 8),
+        unit_channels=p.in_per_group * sharing,
         unit_outputs=p.out_per_group * sharing,
         sharing=sharing,
         y_size=ITEMSIZE[p.y.dtype],
         residual=p.residual is not None,
+        x_gathered=not _Access(p).x_copy,
+        w_gathered=not _Access(p).w_copy,
     )
 
 
@@ -130,6 +125,7 @@ def plan(p: ConvProblem, target: Target, tile: Tile | None = None) -> Launch:
     params = pack(
         PARAMS,
         x_image=p.x.strides[0],
+        x_channel=_channel_stride(p.x),
         y_image=p.y.strides[0],
         residual_image=residual.strides[0],
         w_group=p.w.strides[0],
@@ -143,8 +139,10 @@ def plan(p: ConvProblem, target: Target, tile: Tile | None = None) -> Launch:
         x_column=x_column,
         y_row=y_row,
         y_column=y_column,
+        y_channel=_channel_stride(p.y),
         residual_row=r_row,
         residual_column=r_column,
+        residual_channel=_channel_stride(residual),
         images=p.batch,
         in_rows=in_rows,
         in_columns=in_columns,
@@ -154,6 +152,7 @@ def plan(p: ConvProblem, target: Target, tile: Tile | None = None) -> Launch:
         padding_columns=low[1],
         out_per_group=p.out_per_group,
         units=demand.units,
+        unit_channels=demand.unit_channels,
         unit_chunks=demand.unit_chunks,
         unit_outputs=demand.unit_outputs,
         parts=demand.parts(tile),
@@ -165,7 +164,6 @@ def plan(p: ConvProblem, target: Target, tile: Tile | None = None) -> Launch:
         step_rows=workers // column_tiles % row_tiles,
         step_columns=workers % column_tiles,
     )
-    copies = _Access(p)
     return Launch(
         source="conv_tile.cu",
         kernel="conv_tile",
@@ -174,7 +172,7 @@ def plan(p: ConvProblem, target: Target, tile: Tile | None = None) -> Launch:
             p.activation.code if p.activation else 0,
             f"Filter<{', '.join(map(str, (*demand.filter, *demand.strides, *demand.dilations)))}>",
             tile.cpp(demand.blocks(tile, target)),
-            f"Access<{demand.sharing}, {int(copies.filter)}, {int(p.residual is not None)}, {copies.y_bytes}>",
+            _Access(p).cpp(demand.sharing),
         ),
         grid=(blocks * workers, 1, 1),
         block=(tile.threads, 1, 1),
@@ -189,35 +187,67 @@ def _pair(values: tuple[int, ...], fill: int) -> tuple[int, int]:
     return rows, columns
 
 
+def _channel_stride(t: Tensor) -> int:
+    """Elements between channels, across groups where a group has one."""
+    return t.strides[2] if t.shape[2] > 1 else t.strides[1] if t.shape[1] > 1 else 1
+
+
+def _pixel_strides(t: Tensor) -> list[int]:
+    """Strides over images and pixels that are taken at all."""
+    return [s for n, s in zip((t.shape[0], *t.shape[3:]), (t.strides[0], *t.strides[3:]), strict=True) if n > 1]
+
+
 @dataclass(frozen=True)
 class _Access:
-    """How wide the kernel reads and writes."""
+    """How the kernel reads and writes: the template ``Access``."""
 
     p: ConvProblem
 
-    @cached_property
-    def filter(self) -> bool:
+    @property
+    def x_copy(self) -> bool:
+        """Whether chunks of 8 channels of a pixel can be copied."""
+        p = self.p
+        whole = p.in_channels % 8 == 0 and (p.in_per_group % 8 == 0 or p.in_per_group in (2, 4))
+        aligned = p.x.align == 16 and all(s % 8 == 0 for s in _pixel_strides(p.x))
+        return whole and aligned and _channel_stride(p.x) == 1
+
+    @property
+    def w_copy(self) -> bool:
         """Whether chunks of 8 input channels of the filter can be copied."""
         w = self.p.w
-        others = [s for n, s in zip(w.shape, w.strides, strict=True) if n > 1]
+        strides = [s for axis, (n, s) in enumerate(zip(w.shape, w.strides, strict=True)) if n > 1 and axis != 2]
         whole = self.p.in_per_group % 8 == 0 and w.strides[2] == 1 and w.align == 16
-        return whole and all(s % 8 == 0 for s in others if s != 1)
+        return whole and all(s % 8 == 0 for s in strides)
+
+    @property
+    def y_channels(self) -> bool:
+        """Whether stores run along the channels."""
+        return _channel_stride(self.p.y) == 1
 
     @property
     def y_bytes(self) -> int:
-        """Bytes per store: the widest that stays aligned for y and the residual, for every pixel and unit."""
-        p = self.p
-        size = ITEMSIZE[p.y.dtype]
-        unit = demand_of(p).unit_outputs
+        """Bytes per store: the widest that stays aligned wherever it may begin, in y and along channels the residual."""
+        p, size = self.p, ITEMSIZE[self.p.y.dtype]
+        if self.y_channels:
+            run, tensors = demand_of(p).unit_outputs, [p.y, *([p.residual] if p.residual else [])]
+            if any(_channel_stride(t) != 1 for t in tensors):
+                return size
+            steps = [s for t in tensors for s in _pixel_strides(t)]
+        elif p.y.strides[-1] != 1 and p.y.shape[-1] > 1:
+            return size
+        else:
+            run, tensors = p.y.shape[-1], [p.y]
+            spatial = zip(p.y.shape[:-1], p.y.strides[:-1], strict=True)
+            steps = [s for n, s in spatial if n > 1]
         width = 16
-        for t in (p.y, p.residual):
-            if t is not None:
-                pixels = [
-                    s for n, s in zip((t.shape[0], *t.shape[3:]), (t.strides[0], *t.strides[3:]), strict=True) if n > 1
-                ]
-                while width > size and (t.align % width or any(s * size % width for s in (*pixels, unit))):
-                    width //= 2
+        while width > size and (any(t.align % width for t in tensors) or any(s * size % width for s in (*steps, run))):
+            width //= 2
         return width
+
+    def cpp(self, sharing: int) -> str:
+        """The template argument."""
+        flags = (self.x_copy, self.w_copy, self.p.residual is not None, self.y_channels)
+        return f"Access<{', '.join(str(int(n)) for n in (sharing, *flags, self.y_bytes))}>"
 
 
 ROWS = (Row("conv_tile", refuses, plan),)

@@ -81,10 +81,11 @@ class Demand:
         images: batch.
         sizes, out, filter, strides, dilations: as in the problem.
         units: sets of outputs that share input channels.
-        unit_chunks, unit_outputs: chunks of 8 input channels and outputs of each.
+        unit_channels, unit_outputs: input channels and outputs of each.
         sharing: groups in one chunk of 8 channels.
         y_size: bytes per output element.
         residual: whether a tensor like the output is read as well.
+        x_gathered, w_gathered: whether they are read element by element.
     """
 
     images: int
@@ -94,11 +95,18 @@ class Demand:
     strides: tuple[int, int]
     dilations: tuple[int, int]
     units: int
-    unit_chunks: int
+    unit_channels: int
     unit_outputs: int
     sharing: int
     y_size: int
     residual: bool
+    x_gathered: bool
+    w_gathered: bool
+
+    @property
+    def unit_chunks(self) -> int:
+        """Chunks of 8 input channels of a unit."""
+        return ceil(self.unit_channels / 8)
 
     @property
     def taps(self) -> int:
@@ -278,8 +286,10 @@ def _terms(d: Demand, tile: Tile, together: int) -> tuple[float, ...]:
     reads = tile.warps * steps * (4 * inputs + 2 * d.filter[0] * unit_tiles)
     pixels = tile.images * in_rows * in_columns * tile.units * d.unit_chunks  # chunks of 16 bytes
     staged = pixels * 16 + weights
-    lines = pixels / min(8, tile.units * tile.chunks) + weights / 16 / min(8, tile.chunks)  # one per clock
+    lines = pixels / (1 if d.x_gathered else min(8, tile.units * tile.chunks))  # one per clock
+    lines += weights / 16 / (1 if d.w_gathered else min(8, tile.chunks))
     stored = tile.warps * tile.bars * warp_tiles
     shared = reads + staged / 128 + lines + stored * 4 * d.y_size / 2
-    instructions = products + reads / 4 + staged / 16 / 32 * 9 + stored * 18 + tile.warps * slabs * 60
+    copies = pixels / 32 * (60 if d.x_gathered else 9) + weights / 16 / 32 * (60 if d.w_gathered else 9)
+    instructions = products + reads / 4 + copies + stored * 18 + tile.warps * slabs * 60
     return dram, (loaded + written + weights) / _L2, products * _PRODUCT, shared, instructions / _ISSUE

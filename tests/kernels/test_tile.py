@@ -162,6 +162,40 @@ def test_filter_strides(groups, w_layout):
     convolve(32, 32, groups, (7, 9), (3, 3), w_layout=w_layout, padding=1, exact=False, bias="float16")
 
 
+CHANNELS_FIRST = (  # channels, outputs, groups, size, options
+    (3, 32, 1, (15, 18), {"strides": 2, "bias": "float32"}),
+    (32, 32, 8, (9, 14), {"residual": True, "activation": "relu"}),
+    (32, 32, 2, (9, 7), {"residual": True}),
+    (12, 20, 1, (9, 24), {"output_layout": "nhwc"}),
+    (6, 12, 2, (9, 12), {"out_dtype": np.float32}),
+    (20, 15, 5, (12, 9), {"strides": (1, 2), "bias": "float16"}),
+)
+
+
+@pytest.mark.parametrize(("number", "shape"), list(enumerate(CHANNELS_FIRST)), ids=str)
+def test_channels_first(number, shape):
+    """Pixels gathered from any layout, stores of 8, 4, 2 and 1 pixels, channels of any number."""
+    channels, outputs, groups, size, options = shape
+    dtype = ("float16", "bfloat16")[number % 2]
+    x, w = arrays(dtype, channels // groups, groups, outputs // groups, size, (3, 3), batch=2)
+    run(ROW, x, w, target=ARCHES[number % 2], groups=groups, padding=1, **options)
+
+
+@pytest.mark.parametrize(
+    ("channels", "outputs", "groups", "options"),
+    [
+        (3, 32, 1, {"strides": 2}),
+        (4, 16, 1, {}),
+        (12, 12, 3, {}),
+        (1, 8, 1, {}),
+        (18, 34, 2, {"output_layout": "nchw"}),
+    ],
+)
+def test_few_and_odd_channels(channels, outputs, groups, options):
+    """Channels-last input whose pixels are no multiple of 16 bytes: stems above all."""
+    convolve(channels, outputs, groups, (13, 22), (3, 3), padding=1, residual=True, **options)
+
+
 def test_strided_views():
     """Every second row and column of a larger image, and outputs into every second image of a larger batch."""
     rng = np.random.default_rng(0)
@@ -200,36 +234,24 @@ def test_what_is_not_finite_stays_in_its_receptive_field(groups, activation):
     np.testing.assert_array_equal(call.operands["y"], truth)
 
 
-def problem(x_shape, w_shape, dtype="float16", **options):
+def problem(x_shape, w_shape, *, dtype="float16", **options):
     options = {"input_layout": "nhwc", "filter_layout": "ohwi"} | options
     return arguments.prepare(np.zeros(x_shape, dtype), np.zeros(w_shape, dtype), **options).problem
 
 
 @pytest.mark.parametrize(
-    ("made", "arch", "reason"),
+    ("x", "w", "arch", "options", "reason"),
     [
-        (((1, 8, 8, 16), (16, 3, 3, 16)), "sm_75", "compute capability 8.0"),
-        (((1, 8, 8, 16), (16, 3, 3, 16), "float32"), "sm_80", "float16 and bfloat16"),
-        (((1, 8, 8, 12), (16, 3, 3, 12)), "sm_80", "8 channels at a time"),
-        (((1, 9, 9, 16), (16, 9, 9, 16)), "sm_80", "at most 49 taps"),
+        ((1, 8, 8, 16), (16, 3, 3, 16), "sm_75", {}, "compute capability 8.0"),
+        ((1, 8, 8, 16), (16, 3, 3, 16), "sm_80", {"dtype": "float32"}, "float16 and bfloat16"),
+        ((1, 9, 9, 16), (16, 9, 9, 16), "sm_80", {}, "at most 49 taps"),
+        ((1, 8, 8, 16), (16, 3, 3, 1), "sm_80", {"groups": 16}, "depthwise"),
+        ((1, 8, 8, 16), (16, 3, 3, 16), "sm_80", {"input_dilations": 2}, "does not dilate"),
+        ((1, 8, 8, 8, 16), (16, 3, 3, 3, 16), "sm_80", {"input_layout": "ndhwc", "filter_layout": "odhwi"}, "1 or 2"),
     ],
 )
-def test_refusals(made, arch, reason):
-    assert reason in ROW.refuses(problem(*made), KNOWN_TARGETS[arch])
-
-
-@pytest.mark.parametrize(
-    ("options", "reason"),
-    [
-        ({"input_layout": "nchw", "filter_layout": "oihw"}, "side by side"),
-        ({"groups": 2, "filter_layout": "ohwi"}, "multiple of 8"),
-    ],
-)
-def test_refusals_of_layouts_and_groups(options, reason):
-    groups = options.get("groups", 1)
-    shape = (1, 24, 8, 8) if "nchw" in options.values() else (1, 8, 8, 24)
-    w = (24, 24, 3, 3) if "nchw" in options.values() else (24, 3, 3, 24 // groups)
-    assert reason in ROW.refuses(problem(shape, w, **options), KNOWN_TARGETS["sm_80"])
+def test_refusals(x, w, arch, options, reason):
+    assert reason in ROW.refuses(problem(x, w, **options), KNOWN_TARGETS[arch])
 
 
 LAYERS = (  # images, channels, groups, size, stride: ResNeXt-50, RegNet-X and ResNet-50 as they are tuned
