@@ -131,14 +131,15 @@ def plan(p: ConvProblem, target: Target) -> Launch:
     """The launch for a problem with at least one output element."""
     tile = _tile(p)
     assert tile is not None
-    vector = _vector(p, tile.vector if p.residual is None or depth == 1 else 1)  # a residual takes registers
     depth, rows, columns = three(p.filter, 1)
+    # A residual takes registers: fewer channels where they are all in use, else fewer blocks.
+    vector = _vector(p, tile.vector if p.residual is None or depth == 1 else 1)
     out, dilations = three(p.out_spatial, 1), three(p.dilations, 1)
     strips = -(-out[2] // (tile.width * dilations[2])) * dilations[2]
     blocks_per_band = -(-strips * (p.out_channels // vector) // THREADS)
     phase_rows = -(-out[1] // dilations[1])
     blocks = blocks_per_band * dilations[1] * out[0] * p.batch
-    # So does the compiler for sm_100 and later.
+    # The compiler for sm_100 and later wants a few more too.
     min_blocks = max(1, tile.min_blocks - (p.residual is not None) - (target.capability >= 100))
     each = height(phase_rows, blocks * phase_rows, target.multiprocessors * min_blocks)
     bands = -(-phase_rows // each)

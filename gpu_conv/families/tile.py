@@ -226,7 +226,7 @@ class _Access:
 
     @property
     def y_bytes(self) -> int:
-        """Bytes per store: the widest that stays aligned wherever it may begin, in y and along channels the residual."""
+        """Bytes per store: the widest that stays aligned wherever it begins, also in a residual read along channels."""
         p, size = self.p, ITEMSIZE[self.p.y.dtype]
         if self.y_channels:
             run, tensors = demand_of(p).unit_outputs, [p.y, *([p.residual] if p.residual else [])]

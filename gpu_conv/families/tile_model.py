@@ -154,7 +154,8 @@ class Demand:
     def registers(self, tile: Tile) -> int:
         """Estimate per thread: sums, the filter of one step, and what the cubins show for all else."""
         unit = tile.warp_tiles if tile.units == 1 else tile.unit_tiles
-        return 4 * tile.bars * tile.warp_tiles + 2 * self.filter[0] * unit + (78 if self.residual else 70)
+        residual = 0 if not self.residual else 64 if self.x_gathered else 8  # of channels-first layouts: by element
+        return 4 * tile.bars * tile.warp_tiles + 2 * self.filter[0] * unit + 70 + residual
 
     def blocks(self, tile: Tile, target: Target) -> int:
         """Blocks of the tile that one multiprocessor holds; 0 if it does not fit."""

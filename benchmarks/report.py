@@ -1,0 +1,102 @@
+"""Recorded results -> the tables of ``benchmarks/results/<gpu>/README.md`` and of the README.
+
+python benchmarks/report.py benchmarks/results/h100 [--rows]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+
+def geomean(values: Iterable[float]) -> float:
+    logs = [math.log(v) for v in values]
+    return math.exp(sum(logs) / len(logs)) if logs else math.nan
+
+
+def best_peer(row: dict[str, Any]) -> float:
+    """Microseconds of the fastest peer, NaN where none ran."""
+    return min((p["us"] for p in row["peers"].values() if "us" in p), default=math.nan)
+
+
+def summary(rows: list[dict[str, Any]]) -> str:
+    """One line per class, dtype and layout: speed against the best peer, share of the copy bandwidth."""
+    groups: dict[tuple[str, str, str], list[dict[str, Any]]] = defaultdict(list)
+    for row in rows:
+        if "us" in row:
+            groups[row["class"], row["dtype"], row["layout"]].append(row)
+    lines = [
+        "| class | dtype | layout | layers | speed-up, geometric mean | smallest | largest | of copy, median |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for (name, dtype, layout), members in sorted(groups.items()):
+        ratios = [r for r in (best_peer(m) / m["us"] for m in members) if not math.isnan(r)]
+        share = sorted(m["of_copy"] or 0.0 for m in members)[len(members) // 2]
+        lines.append(
+            f"| {name} | {dtype} | {layout} | {len(members)} | {geomean(ratios):.2f} | {min(ratios):.2f} | "
+            f"{max(ratios):.1f} | {100 * share:.0f} % |"
+        )
+    return "\n".join(lines)
+
+
+def details(rows: list[dict[str, Any]]) -> str:
+    """One line per layer."""
+    lines = [
+        "| layer | batch | dtype | layout | kernel | us | of copy | best peer, us | speed-up | error / tolerance |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        if "us" not in row:
+            continue
+        peer = best_peer(row)
+        cells = (
+            row["layer"],
+            row["batch"],
+            row["dtype"],
+            row["layout"],
+            row["kernel"],
+            f"{row['us']:.1f}",
+            f"{100 * (row['of_copy'] or 0):.0f} %",
+            f"{peer:.1f}",
+            f"{peer / row['us']:.2f}",
+            row["error_over_tolerance"],
+        )
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(lines)
+
+
+def nets(rows: list[dict[str, Any]]) -> str:
+    """Whole networks: milliseconds per call."""
+    lines = ["| network | batch | dtype | ms per call | PyTorch eager, ms per call |", "|---|---|---|---|---|"]
+    for row in rows:
+        peer = row.get("torch_nhwc", {}).get("call_ms")
+        cells = (row["net"], row["batch"], row["dtype"], f"{row['call_ms']:.2f}", f"{peer:.2f}" if peer else "")
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Print the tables of one folder of results."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--rows", action="store_true", help="every layer too")
+    arguments = parser.parse_args()
+    layers = json.loads((arguments.folder / "layers.json").read_text())
+    environment = layers["environment"]
+    print(
+        f"{environment['gpu']}, driver {environment['driver']}, CuPy {environment['cupy']}, PyTorch "
+        f"{environment['torch']}, cuDNN {environment['cudnn']}; copy {layers['copy_bytes_per_s'] / 1e12:.2f} TB/s\n"
+    )
+    print(summary(layers["rows"]), end="\n\n")
+    print(nets(json.loads((arguments.folder / "nets.json").read_text())["nets"]), end="\n\n")
+    if arguments.rows:
+        print(details(layers["rows"]))
+
+
+if __name__ == "__main__":
+    main()
