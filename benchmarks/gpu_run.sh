@@ -12,7 +12,7 @@ shift
 cd "$(dirname "$0")/.."
 parts=${*:-warm calibrate tests sanitize conformance bench nets}
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
-export GPU_CONV_CACHE="${GPU_CONV_CACHE:-/tmp/gpu_conv_cache}"
+export GPU_CONV_CACHE="${GPU_CONV_CACHE:-$(mktemp -d)}"
 failed=0
 
 warm() { timeout 150 python3 -m tests.gpu.sweep warm; }
