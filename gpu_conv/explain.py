@@ -97,7 +97,8 @@ def explain(
           work     0.0369 MFLOP, at least 0.0167 MB moved
           scratch  0.029 MB
     """
-    arrays = [a if a is None or hasattr(a, "dtype") else np.empty(a, np.dtype(dtype)) for a in (x, w, bias)]
+    # Zeros, not empty: the NumPy engine looks for infinite weights. The system hands them out untouched.
+    arrays = [a if a is None or hasattr(a, "dtype") else np.zeros(a, np.dtype(dtype)) for a in (x, w, bias)]
     call = prepare(*arrays, transposed=transposed, **options)
     where = execute.device_of(call.library, device or ("emulator" if arch and call.library == "numpy" else None))
     if where == "cpu":

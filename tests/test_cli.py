@@ -238,3 +238,19 @@ def test_without_its_libraries_the_command_says_what_to_install(missing: str) ->
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr == f"gpu-conv needs {missing}: pip install 'gpu-conv[cli]', or [demo] for everything\n"
+
+
+# ----------------------------------------------------------------------------------------------------------- emulate
+
+
+def test_emulate_prints_the_counters_of_a_kernel() -> None:
+    options = ("--groups", "8", "--padding", "1", "--dtype", "float16", "--kernel", "depthwise")
+    result = call("emulate", "--x", "1,8,9,9", "--w", "8,1,3,3", *options, "--seed", "1")
+    assert result.exit_code == 0
+    assert "depthwise<" in result.output
+    assert re.search(r"findings\s+│\s+0", result.output)
+    assert "emulated" in result.output
+
+
+def test_emulate_says_why_a_forced_kernel_cannot_run() -> None:
+    assert "depthwise" in fails("emulate", "--x", "1,8,9,9", "--w", "8,8,3,3", "--kernel", "depthwise")

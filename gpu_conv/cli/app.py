@@ -128,3 +128,28 @@ def explain(
     options: dict[str, Any] = {"groups": groups, "input_layout": input_layout, "filter_layout": filter_layout}
     options |= {"activation": activation, "dtype": dtype, "arch": arch, "kernel": kernel}
     command(x, w, texts, options | {"device": device and device.value})
+
+
+@app.command()
+def emulate(
+    x: Annotated[str, typer.Option(help="Shape of the input, as 1,32,28,28.")],
+    w: Annotated[str, typer.Option(help="Shape of the filter, as 32,1,3,3.")],
+    strides: Annotated[str, typer.Option(help="One number, or one for each axis.")] = "1",
+    padding: Annotated[str, typer.Option(help="As for explain.")] = "0",
+    dilations: Annotated[str, typer.Option(help="One number, or one for each axis.")] = "1",
+    groups: Annotated[int, typer.Option(help="Groups of channels.")] = 1,
+    input_layout: Annotated[str | None, typer.Option(help="nchw, nhwc, ncw, ndhwc, ...")] = None,
+    filter_layout: Annotated[str | None, typer.Option(help="oihw, hwio, ohwi, ihwo, ...")] = None,
+    activation: Annotated[str | None, typer.Option(help="relu6, silu, ...")] = None,
+    dtype: Annotated[str, typer.Option(help="float32, float16, bfloat16, float64.")] = "float32",
+    arch: Annotated[str, typer.Option(help="Whose PTX to run: sm_80, sm_90a, sm_120, ...")] = "sm_80",
+    kernel: Annotated[str | None, typer.Option(help="Force this row of the dispatch table.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Run blocks and warps in a random order of this seed.")] = None,
+) -> None:
+    """Run a convolution's CUDA kernel on the CPU with every memory and race check on; exit status 1 if one fails."""
+    from .emulate import emulate as command
+
+    texts = {"strides": strides, "padding": padding, "dilations": dilations}
+    options: dict[str, Any] = {"groups": groups, "input_layout": input_layout, "filter_layout": filter_layout}
+    if not command(x, w, texts, options | {"activation": activation, "dtype": dtype}, arch, kernel, seed):
+        raise typer.Exit(1)

@@ -19,20 +19,21 @@ def explain(x: str, w: str, texts: Mapping[str, str], options: Mapping[str, Any]
         ValueError: a text that is no shape or list of numbers, or what ``gpu_conv.explain`` refuses.
         TypeError: an element type that there is no convolution for.
     """
-    parsed = {name: _numbers(name, text) for name, text in texts.items()}
+    parsed = {name: numbers(name, text) for name, text in texts.items()}
     given = {name: value for name, value in options.items() if value is not None}
-    report = gpu_conv.explain(_shape("x", x), _shape("w", w), **parsed, **given)
+    report = gpu_conv.explain(shape("x", x), shape("w", w), **parsed, **given)
     out.print(str(report), markup=False, soft_wrap=True)
 
 
-def _shape(name: str, text: str) -> tuple[int, ...]:
+def shape(name: str, text: str) -> tuple[int, ...]:
+    """``1,32,112,112`` as a tuple."""
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
         raise ValueError(f"--{name} {text}: a shape is a list of integers such as 1,32,112,112") from None
 
 
-def _numbers(name: str, text: str) -> Any:
+def numbers(name: str, text: str) -> Any:
     """``2`` is an integer, ``2,1`` a list, ``0:1,2:2`` a list of pairs; a padding may also be a word."""
     if name == "padding" and text in _PADDINGS:
         return text

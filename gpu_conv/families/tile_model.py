@@ -176,7 +176,7 @@ class Demand:
 
 # Strips of a tile: images, rows, columns. A warp owns two, a block has 1 to 8 warps.
 _STRIPS = (
-    (1, 1, 2), (1, 2, 1), (1, 2, 2), (1, 1, 4), (1, 4, 1), (1, 4, 2), (1, 2, 4), (1, 8, 1),
+    (1, 1, 2), (1, 2, 1), (1, 2, 2), (1, 1, 4), (1, 4, 1), (1, 4, 2), (1, 2, 4), (1, 8, 1), (1, 1, 8),
     (2, 1, 1), (2, 1, 2), (2, 2, 1), (4, 1, 1), (4, 1, 2), (4, 2, 1), (8, 1, 1),
 )  # fmt: skip
 _BARS = (4, 7)  # 7 divides the maps of 56, 28, 14 and 7 rows; 4 leaves registers for twice the blocks
@@ -219,7 +219,7 @@ def _channels(d: Demand) -> Iterator[tuple[int, int, int, int]]:
         yield 1, 1, unit_tiles, 1
         return
     for chunks in sorted({c for c in (1, 2, 3, 4, 6, 8) if d.unit_chunks % c == 0} | {min(d.unit_chunks, 4)}):
-        for tiles in (1, 2, 4, 6, 8):
+        for tiles in (1, 2, 3, 4, 6, 8):
             for warps_n in (1, 2, 4):
                 if tiles * (warps_n - 1) < unit_tiles:
                     yield 1, chunks, tiles * warps_n, warps_n
@@ -241,6 +241,7 @@ _FLIGHT = 40 * 1024  # bytes under way that hide the latency of device memory
 _LATENCY, _BARRIER = 1500, 200  # clocks: first slab and epilogue; each slab
 _DEPENDENT = 2.5  # clocks between instructions of one warp
 _LONELY = 2.0  # warps' worth of time lost where nothing else is ready
+_TURNS = 0.08  # the same where half of the warps fetch and half multiply: 151 us against 194 (28x28x128, batch 256)
 _ALONE = 0.25  # share of the time in which one block on its own fetches or stores but does not multiply
 _LINE = 12  # bytes of a memory access lost on its ends: 32-byte pieces took 1.5 times as long as 128-byte ones
 
@@ -253,7 +254,7 @@ def clocks(d: Demand, tile: Tile, target: Target) -> float:
     together = min(blocks, ceil(workers * channel_blocks / target.multiprocessors))
     terms = _terms(d, tile, together)
     busy = max(terms) + _SECOND * (sum(terms) - max(terms))
-    busy *= 1 + _LONELY / (together * tile.warps) + (_ALONE if together == 1 and not tile.takes_turns else 0)
+    busy *= 1 + (_TURNS if tile.takes_turns else _LONELY / (together * tile.warps) + (_ALONE if together == 1 else 0))
     waves = ceil(workers * channel_blocks / (target.multiprocessors * blocks))
     latency = d.slabs(tile) * _BARRIER + _LATENCY + terms[-1] * _ISSUE / tile.warps * _DEPENDENT
     filter_load = d.filter_bytes(tile) * d.slabs(tile) / _L2 * together if tile.resident else 0
@@ -276,8 +277,8 @@ def _terms(d: Demand, tile: Tile, together: int) -> tuple[float, ...]:
         min(tile.units * min(tile.chunks, d.unit_chunks) * 16, 512),
         min(tile.units * tile.unit_tiles * 8 * d.y_size, 512),
     )
-    whole = d.unit_chunks <= tile.chunks  # other slabs of a line follow soon and find it in the L2 cache
-    moved, written = moved * (1 + _LINE / part[0] if whole else 1), written * (1 + _LINE / part[1])
+    ends = _LINE if d.unit_chunks <= tile.chunks else _LINE / 2  # other slabs find the rest of a line in the L2 cache
+    moved, written = moved * (1 + ends / part[0]), written * (1 + _LINE / part[1])
     dram = (moved + written) / _DRAM * max(1.0, _FLIGHT / flight)
     unit_tiles = tile.unit_tiles if tile.units > 1 else warp_tiles
     per_row = d.filter[1] * tile.chunks  # chunks of k of one filter row

@@ -1,0 +1,65 @@
+"""``gpu-conv emulate``: one convolution on random numbers in the emulator, all checks on, its counters as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+from .. import dispatch, execute
+from ..arguments import Call, prepare
+from ..emulator import Emulator
+from ..emulator.report import Report
+from .explain import numbers, shape
+from .output import out
+
+
+def emulate(
+    x: str,
+    w: str,
+    texts: Mapping[str, str],
+    options: Mapping[str, Any],
+    arch: str,
+    kernel: str | None,
+    seed: int | None,
+) -> bool:
+    """Run and print; returns whether nothing was found. ``seed`` makes the schedule of blocks and warps random.
+
+    Raises:
+        ValueError, TypeError: as ``gpu_conv.conv``, or the forced kernel refuses.
+    """
+    given = {name: value for name, value in options.items() if value is not None}
+    dtype = np.dtype(given.pop("dtype"))
+    rng = np.random.default_rng(0)
+    given |= {name: numbers(name, text) for name, text in texts.items()}
+    data, filters = (rng.standard_normal(shape(name, text)).astype(dtype) for name, text in (("x", x), ("w", w)))
+    call = prepare(data, filters, **given)
+    target = execute.target("emulator", arch)
+    launch = dispatch.plan(call.problem, target, kernel)
+    report = Emulator(arch, seed=seed, strict=False).run(launch, call.operands)
+    out.print(str(call.problem), markup=False, soft_wrap=True)
+    out.print(f"{launch.name_expression} on {arch}, grid {launch.grid}, block {launch.block}", markup=False)
+    out.print(_table(call, report))
+    for finding in report.findings:
+        out.print(str(finding), style="red", markup=False, soft_wrap=True)
+    return report.ok
+
+
+def _table(call: Call, report: Report) -> Table:
+    c, outputs = report.counters, call.problem.y.size
+    table = Table("counter (emulated)", "value")
+    for name, value in (
+        ("findings", len(report.findings)),
+        ("instructions per output", f"{c.thread_instructions / outputs:.1f}"),
+        ("active lanes per instruction", f"{c.simt_efficiency:.3f}"),
+        ("sectors per load request", f"{c.load_sectors_per_request:.2f}"),
+        ("sectors per store request", f"{c.store_sectors_per_request:.2f}"),
+        ("distinct bytes moved over the least", f"{(c.bytes_read + c.bytes_written) / call.problem.bytes:.3f}"),
+        ("shared-memory wavefronts over conflict-free", f"{c.bank_conflict_factor:.2f}"),
+        ("mma instructions", c.mma),
+        ("basic blocks covered", f"{c.blocks_covered} of {c.block_count}"),
+    ):
+        table.add_row(name, str(value))
+    return table
