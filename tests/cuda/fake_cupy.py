@@ -68,8 +68,6 @@ class FakeCupy(ModuleType):
     def __init__(self) -> None:
         super().__init__("cupy")
         self.attributes = {
-            "ComputeCapabilityMajor": 9,
-            "ComputeCapabilityMinor": 0,
             "MultiProcessorCount": 132,
             "MaxSharedMemoryPerBlockOptin": 232448,
             "MemoryClockRate": 2619000,
@@ -117,6 +115,8 @@ class FakeCupy(ModuleType):
 
     def _device_type(fake) -> type:
         class Device:
+            compute_capability = "90"
+
             def __init__(self, number: int) -> None:
                 if number >= 2:
                     raise CUDARuntimeError("cudaErrorInvalidDevice")
