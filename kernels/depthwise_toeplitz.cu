@@ -40,8 +40,10 @@ __global__ void __launch_bounds__(kToeplitzWarps * 32, MIN_BLOCKS)
     typedef ToeplitzWalk<ROWS, STRIDE, REPEATS> Walk;
     constexpr int kBuffers =
         ROWS * STEPS < 20 ? 2 : 1;  // rows in registers: the next one loads while one is multiplied
-    // Where the sums are probed steers the schedule of the unrolled rows. On an H100 (56x56, batch 32, 144 and 96
-    // channels) 3x3 takes 46 us when probed before its stores and 26 after, 7x7 takes 18 before and 27 after.
+    // Where the sums are probed moves code. The faster choice in the recorded run (H100, 56x56, batch 32, 144 and 96
+    // channels): 3x3 takes 26 us when probed after its stores and was seen at 46 before, 7x7 18 before and 27 after.
+    // But bodies unrolled as far as this one run at two speeds: one binary of 5x5, stride 2 took 23 us in one run and
+    // 47 in another, so the instruction cache is suspected.
     constexpr bool kProbeFirst = RESIDUAL || ROWS > 4;
     extern __shared__ __align__(16) unsigned char shared[];
 
