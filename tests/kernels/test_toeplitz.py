@@ -232,7 +232,7 @@ PLANTED = [
     ("rows[half] = columns[half] > 0 ? units[half].rows(p, stream) : 0;", "rows[half] = units[half].rows(p, stream);"),
     ("left >= STAGES", "left > STAGES"),
     ("if (!RESIDUAL && __any_sync(0xffffffffu, probe != probe)) again = 0;", ""),
-    ("fmaf(0.0f, complete[1][0], fmaf(0.0f, complete[0][0], probe))", "fmaf(0.0f, complete[1][0], probe)"),
+    ("if (!kProbeFirst) probe =", "if (!kProbeFirst && half) probe ="),
     ("sum[(step + 1) % Walk::kLive];", "sum[step % Walk::kLive];"),
     ("to = min_of(window + width, p.in[1]);", "to = window + width;"),
 ]
