@@ -42,8 +42,8 @@ __global__ void __launch_bounds__(kToeplitzWarps * 32, MIN_BLOCKS)
         ROWS * STEPS < 20 ? 2 : 1;  // rows in registers: the next one loads while one is multiplied
     // Where the sums are probed moves code. The faster choice in the recorded run (H100, 56x56, batch 32, 144 and 96
     // channels): 3x3 takes 26 us when probed after its stores and was seen at 46 before, 7x7 18 before and 27 after.
-    // But bodies unrolled as far as this one run at two speeds: one binary of 5x5, stride 2 took 23 us in one run and
-    // 47 in another, so the instruction cache is suspected.
+    // But bodies unrolled as far as this one seem to run at two speeds: 5x5, stride 2, whose code this choice leaves
+    // alone, took 23 us in one run and 47 in another. The instruction cache is suspected; binaries were not compared.
     constexpr bool kProbeFirst = RESIDUAL || ROWS > 4;
     extern __shared__ __align__(16) unsigned char shared[];
 
