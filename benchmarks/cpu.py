@@ -54,6 +54,9 @@ LAYERS = (
     Layer("pointwise", "320>1280 @7", 320, 1280, 7, k=1),
     Layer("grouped", "3x3 g32 128 @56", 128, 128, 56, groups=32),
     Layer("dense", "3x3 64 @56", 64, 64, 56),
+    Layer("dense", "3x3 128 @28", 128, 128, 28),
+    Layer("dense", "3x3 256 @14", 256, 256, 14),
+    Layer("dense", "3x3 512 @7", 512, 512, 7),
 )
 
 

@@ -16,7 +16,8 @@ from .scratch import Array, Workspace
 from .staging import copying
 from .views import channels_are_last, cut, merged, working_order
 
-BLOCK = 1 << 17  # output elements of a block: bias and activation find it in the L2 cache (20 % of 112x112x96)
+SMALL = 960_000, 8192  # multiply-adds of a product, elements of its weights: OpenBLAS does not pack its operands then
+BLOCK = 1 << 16  # output elements of a block: bias and activation find it in the L2 cache (25 % of 112x112x96)
 
 
 class Pointwise(Prepared):
@@ -86,14 +87,23 @@ class Pointwise(Prepared):
             if products is None or not _unit(products, 2):
                 sums = scratch[: target.size].reshape(target.shape)
                 products = self._matrices(sums)
-            yield self._multiply(pixels, products)
+            yield from self._multiply(pixels, products)
             yield from self._epilogue.steps(sums, target, None if residual is None else residual[part])
 
-    def _multiply(self, pixels: Any, products: Any) -> Step:
+    def _multiply(self, pixels: Any, products: Any) -> Iterator[Step]:
         left, right = (pixels, self._weights) if self._last else (self._weights, pixels)
-        if self.problem.groups == 1:
-            return partial(np.matmul, left[0], right[0], out=products[0])
-        return partial(np.matmul, left, right, out=products)
+        if self.problem.groups > 1:
+            yield partial(np.matmul, left, right, out=products)
+            return
+        size, (work, weights) = self._weights.size, SMALL
+        count = pixels.shape[1 if self._last else 2]
+        step = max(1, work // size) if size <= weights else count
+        for i in range(0, count, step):
+            part = slice(i, i + step)
+            if self._last:
+                yield partial(np.matmul, left[0, part], right[0], out=products[0, part])
+            else:
+                yield partial(np.matmul, left[0], right[0, :, part], out=products[0, :, part])
 
     def _matrices(self, block: Array) -> Array | None:
         """One matrix per group: ``(g, pixels, c)`` with channels last, else ``(g, c, pixels)``; None if not a view."""

@@ -27,7 +27,8 @@ from gpu_conv.launch import Launch
 # Constants: they are part of the cache key. Functions without __device__ stay host functions, as with nvcc; floating
 # point stays IEEE: no -ftz, no fast math. NVRTC's own cache (it has one where there is a driver) is off: a hit in it
 # would skip ptxas, whose report is wanted.
-OPTIONS = ("--std=c++17", "--generate-line-info", "--ptxas-options=--verbose", "--no-cache")
+OPTIONS = ("--std=c++17", "--generate-line-info", "--no-cache")
+_VIRTUAL = "compute_"  # such an architecture is a PTX dialect: ptxas, a third of the time, does not run
 
 _MEMO_SIZE = 256  # kernels kept in the process, some 100 KB each
 _LOGGER = logging.getLogger(__name__)
@@ -39,7 +40,7 @@ class Compiled:
 
     Attributes:
         name_expression: the instantiation, ``"direct<float, 3>"``.
-        arch: exact architecture, ``"sm_90a"``.
+        arch: exact architecture, ``"sm_90a"``; or ``"compute_90a"``, which has PTX alone: no cubin, all resources 0.
         lowered: its mangled name in the binary.
         cubin, ptx: machine code, and the text that the emulator runs.
         log: everything that NVRTC and ptxas said.
@@ -71,7 +72,7 @@ def compile(source: str, name_expression: str, arch: str) -> Compiled:
     Args:
         source: complete translation unit, as :func:`gpu_conv.cuda.source.load` makes it.
         name_expression: the instantiation as C++ spells it; always spell it the same way, it is part of the cache key.
-        arch: exact architecture, ``"sm_80"`` or ``"sm_90a"``.
+        arch: exact architecture, ``"sm_80"`` or ``"sm_90a"``; ``"compute_80"`` for its PTX alone, a third faster.
 
     Raises:
         CompileError: NVRTC refused the source, or does not know the architecture.
@@ -105,6 +106,11 @@ def warm(launches: Iterable[Launch], arch: str, threads: int | None = None) -> l
         return list(pool.map(lambda launch: compile_launch(launch, arch), wanted.values()))
 
 
+def nvrtc_version() -> str:
+    """Version of the compiler, ``"13.0"``; CudaUnavailable where it is missing."""
+    return _nvrtc()[1]
+
+
 @dataclass
 class _Slot:
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -132,7 +138,8 @@ def _from_disk_or_nvrtc(source: str, name_expression: str, arch: str) -> Compile
         return Compiled(name_expression, arch, cubin=cubin, ptx=ptx.decode(), **facts)  # type: ignore[arg-type]
     start = time.perf_counter()
     lowered, cubin, ptx, log = _run_nvrtc(nvrtc, version, source, name_expression, arch)
-    facts = {"lowered": lowered, "log": log, **vars(resources.parse(log))}
+    used = resources.Resources(0, 0, 0, 0) if arch.startswith(_VIRTUAL) else resources.parse(log)
+    facts = {"lowered": lowered, "log": log, **vars(used)}
     _LOGGER.info(
         "compiling %s for %s: %.2f s, %d registers",
         name_expression,
@@ -168,13 +175,15 @@ def _run_nvrtc(
     program = _call(nvrtc.nvrtcCreateProgram(source.encode(), b"kernel.cu", 0, [], []))
     try:
         _call(nvrtc.nvrtcAddNameExpression(program, expression))
-        options = [option.encode() for option in (f"--gpu-architecture={arch}", *OPTIONS)]
+        virtual = arch.startswith(_VIRTUAL)
+        report = () if virtual else ("--ptxas-options=--verbose",)
+        options = [option.encode() for option in (f"--gpu-architecture={arch}", *OPTIONS, *report)]
         (status,) = nvrtc.nvrtcCompileProgram(program, len(options), options)
         log = _bytes(nvrtc.nvrtcGetProgramLogSize, nvrtc.nvrtcGetProgramLog, program).rstrip(b"\0\n ").decode()
         if int(status):
             raise CompileError(f"NVRTC {version} could not compile {name_expression} for {arch}:\n{log}")
         lowered = _call(nvrtc.nvrtcGetLoweredName(program, expression)).decode()
-        cubin = _bytes(nvrtc.nvrtcGetCUBINSize, nvrtc.nvrtcGetCUBIN, program)
+        cubin = b"" if virtual else _bytes(nvrtc.nvrtcGetCUBINSize, nvrtc.nvrtcGetCUBIN, program)
         ptx = _bytes(nvrtc.nvrtcGetPTXSize, nvrtc.nvrtcGetPTX, program).rstrip(b"\0")
     finally:
         nvrtc.nvrtcDestroyProgram(program)
@@ -183,7 +192,7 @@ def _run_nvrtc(
 
 def _check_arch(nvrtc: ModuleType, version: str, arch: str) -> None:
     known = _call(nvrtc.nvrtcGetSupportedArchs())
-    match = re.fullmatch(r"sm_(\d+)[af]?", arch)
+    match = re.fullmatch(rf"(?:sm_|{_VIRTUAL})(\d+)[af]?", arch)
     if match is None or int(match[1]) not in known:
         raise CompileError(
             f"NVRTC {version} does not know the architecture {arch!r}, only {', '.join(f'sm_{n}' for n in known)} "

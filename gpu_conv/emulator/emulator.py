@@ -73,7 +73,7 @@ class Emulator:
         y = arrays["y"]
         if y is not None and not y.flags.writeable:
             raise ValueError("y is read-only")
-        compiled = compiler.compile_launch(launch, self.arch)
+        compiled = compiler.compile_launch(launch, self.arch.replace("sm_", "compute_"))
         return self._execute(
             load_program(compiled.ptx, compiled.lowered),
             launch.grid,

@@ -122,12 +122,18 @@ def test_a_compile_error_shows_the_original_line_and_the_sentence_of_a_static_as
         compile(text, "k<3>", "sm_80")
 
 
+def test_a_virtual_architecture_gives_the_same_ptx_and_no_cubin():
+    exact, virtual = (compile(tiny.TEXT, "tiny<float, 3>", arch) for arch in ("sm_80", "compute_80"))
+    assert virtual.cubin == b"" and virtual.registers == 0 < exact.registers
+    assert virtual.ptx == exact.ptx and virtual.lowered == exact.lowered
+
+
 def test_an_instantiation_that_does_not_exist_is_a_compile_error():
     with pytest.raises(CompileError, match="nothing<float>"):
         compile(tiny.TEXT, "nothing<float>", "sm_80")
 
 
-@pytest.mark.parametrize("arch", ["sm_999", "90", "compute_80", "sm_80; --ftz=true"])
+@pytest.mark.parametrize("arch", ["sm_999", "90", "compute_999", "sm_80; --ftz=true"])
 def test_an_unknown_architecture_is_named_with_the_known_ones(arch):
     with pytest.raises(CompileError, match=rf"'{re.escape(arch)}', only .*sm_80, .*pip install -U nvidia-cuda-nvrtc"):
         compile(tiny.TEXT, "tiny<float, 3>", arch)
