@@ -31,6 +31,14 @@ ACTIVATIONS: dict[str, dict[str, float | None]] = {
     "softplus": {},
     "clip": {"lo": None, "hi": None},
     "leaky_relu": {"alpha": 0.01},
+    "softsign": {},
+    "linear": {"alpha": 1.0, "beta": 0.0},
+    "celu": {"alpha": 1.0},
+    "selu": {"alpha": 1.67326319217681884765625, "gamma": 1.05070102214813232421875},
+    "scaled_tanh": {"alpha": None, "beta": None},
+    "parametric_softplus": {"alpha": None, "beta": None},
+    "thresholded_relu": {"alpha": 1.0},
+    "shrink": {"bias": 0.0, "threshold": 0.5},
 }
 CODES = {name: code for code, name in enumerate(ACTIVATIONS, 1)}
 INTEGER_ACTIVATIONS = ("relu", "relu6", "clip")  # the others are not closed over integers
@@ -125,6 +133,11 @@ def _erf(v: Array) -> Array:
     return t * ratio
 
 
+def _softplus(v: Array) -> Array:
+    total: Array = np.log1p(np.exp(-np.abs(v))) + np.maximum(v, v.dtype.type(0))
+    return total
+
+
 def _horner(s: Array, coefficients: tuple[float, ...]) -> Array:
     total: Array = s * s.dtype.type(coefficients[0]) + s.dtype.type(coefficients[1])
     for c in coefficients[2:]:
@@ -160,6 +173,14 @@ _FORMULAS: dict[str, Callable[[Array, Any, Any], Array]] = {
     "hard_swish": lambda v, a, b: v * _clip(v + v.dtype.type(3), 0, 6) / 6,
     "gelu": lambda v, a, b: v * (_erf(v * v.dtype.type(math.sqrt(0.5))) + 1) / 2,
     "elu": lambda v, a, b: np.where(v < 0, a * np.expm1(v), v),
-    "softplus": lambda v, a, b: np.log1p(np.exp(-np.abs(v))) + np.maximum(v, v.dtype.type(0)),
+    "softplus": lambda v, a, b: _softplus(v),
     "leaky_relu": lambda v, a, b: np.where(v < 0, a * v, v),
+    "softsign": lambda v, a, b: v / (1 + np.abs(v)),
+    "linear": lambda v, a, b: a * v + b,
+    "celu": lambda v, a, b: np.where(v < 0, a * np.expm1(v / a), v),
+    "selu": lambda v, a, b: b * np.where(v < 0, a * np.expm1(v), v),
+    "scaled_tanh": lambda v, a, b: a * np.tanh(b * v),
+    "parametric_softplus": lambda v, a, b: a * _softplus(b * v),
+    "thresholded_relu": lambda v, a, b: np.where(v <= a, v.dtype.type(0), v),
+    "shrink": lambda v, a, b: np.where(v < -b, v + a, np.where(v <= b, v.dtype.type(0), v - a)),
 }

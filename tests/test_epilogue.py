@@ -30,8 +30,24 @@ BY_HAND = {
     "softplus": lambda v: math.log1p(math.exp(-abs(v))) + max(v, 0),
     "clip": lambda v: clip(v, -0.75, 2),
     "leaky_relu": lambda v: v if v > 0 else 0.3 * v,
+    "softsign": lambda v: v / (1 + abs(v)),
+    "linear": lambda v: -2 * v + 0.5,
+    "celu": lambda v: max(v, 0) + min(0, 0.5 * (math.exp(v / 0.5) - 1)),
+    "selu": lambda v: 1.05070102214813232 * (v if v > 0 else 1.67326319217681885 * (math.exp(v) - 1)),
+    "scaled_tanh": lambda v: 1.5 * math.tanh(0.25 * v),
+    "parametric_softplus": lambda v: 0.5 * math.log1p(math.exp(2 * v)),
+    "thresholded_relu": lambda v: v if v > 1 else 0,
+    "shrink": lambda v: v + 0.25 if v < -0.5 else v - 0.25 if v > 0.5 else 0,
 }
-PARAMETERS = {"clip": (-0.75, 2), "leaky_relu": (0.3,)}
+PARAMETERS = {
+    "clip": (-0.75, 2),
+    "leaky_relu": (0.3,),
+    "linear": (-2, 0.5),
+    "celu": (0.5,),
+    "scaled_tanh": (1.5, 0.25),
+    "parametric_softplus": (0.5, 2),
+    "shrink": (0.25, 0.5),
+}
 
 
 def parsed(name):

@@ -1,21 +1,39 @@
-"""Every public name carries an example, and every example is true."""
+"""Every public name carries an example, every page of the documentation may, and every example is true."""
 
 import doctest
 import inspect
+import re
+from pathlib import Path
 
 import pytest
 
 import gpu_conv
+from gpu_conv import lax, webnn
 
-PUBLIC = [name for name in gpu_conv.__all__ if name != "Explanation"]
+PUBLIC = [
+    *((gpu_conv, name) for name in gpu_conv.__all__ if name != "Explanation"),
+    *((webnn, name) for name in webnn.__all__),
+    *((lax, name) for name in lax.__all__ if name != "ConvDimensionNumbers"),
+]
+PAGES = sorted(Path(__file__).parents[1].glob("docs/*.md"))
 
 
-@pytest.mark.parametrize("name", PUBLIC)
-def test_example(name):
-    item = getattr(gpu_conv, name)
-    module = inspect.getmodule(item)
-    finder = doctest.DocTestFinder(recurse=False)
-    (example,) = finder.find(item, name, module)
+def check(example):
+    assert doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE).run(example).failed == 0
+
+
+@pytest.mark.parametrize(("module", "name"), PUBLIC, ids=[f"{module.__name__}.{name}" for module, name in PUBLIC])
+def test_example(module, name):
+    item = getattr(module, name)
+    (example,) = doctest.DocTestFinder(recurse=False).find(item, name, inspect.getmodule(item))
     assert example.examples, f"{name} has no example"
-    result = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE).run(example)
-    assert result.failed == 0
+    check(example)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=[page.stem for page in PAGES])
+def test_page(page):
+    text = page.read_text(encoding="utf-8")
+    for block in re.findall(r"^```py\w*\n(.*?)^```", text, re.M | re.S):
+        assert block.startswith(">>>"), f"only code with >>> is run: {block}"
+    without_fences = re.sub(r"^```.*$", "", text, flags=re.M)
+    check(doctest.DocTestParser().get_doctest(without_fences, {}, page.name, str(page), 0))
