@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 from .families import Row, depthwise, direct, pointwise, tile, toeplitz
 from .launch import CTYPES, Launch, Target
-from .problem import ConvProblem
+from .phases import Phase, split
+from .problem import ConvProblem, Tensor
 
 TABLE: tuple[Row, ...] = (*pointwise.ROWS, *toeplitz.ROWS, *depthwise.ROWS, *tile.ROWS, *direct.ROWS)
 
@@ -24,6 +26,12 @@ class Slower:
 
 # Microseconds on an H100 80GB HBM3 with cold L2: this kernel against the next one in the table.
 SLOWER: tuple[Slower, ...] = (
+    Slower(
+        "pointwise",
+        lambda p: p.x.dtype in ("float16", "bfloat16") and p.rank in (1, 2) and _scattered(p.y),
+        "an output whose channels and columns both lie apart, as the phases of a transposed convolution have it: 3.9 "
+        "million instructions against 0.7 in the emulator (float16, 14x14, 64 to 32 channels)",
+    ),
     Slower(
         "depthwise_toeplitz",
         lambda p: p.rank == 1 and p.filter[-1] < 9,
@@ -41,6 +49,10 @@ SLOWER: tuple[Slower, ...] = (
         "a small map: 68.8 us against 62.5 (float16, batch 256, 7x7x1152, 5x5)",
     ),
 )
+
+
+def _scattered(y: Tensor) -> bool:
+    return y.strides[2] != 1 and abs(y.strides[-1]) != 1 and y.shape[2] > 1 and y.shape[-1] > 1
 
 
 def slower(problem: ConvProblem, kernel: str) -> str | None:
@@ -82,3 +94,43 @@ def select(problem: ConvProblem, target: Target, kernel: str | None = None) -> R
 def plan(problem: ConvProblem, target: Target, kernel: str | None = None) -> Launch:
     """The launch for a problem on a target."""
     return select(problem, target, kernel).plan(problem, target)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One launch of a convolution: all of it, or one phase of a dilated input."""
+
+    launch: Launch
+    phase: Phase | None = None
+
+    def operands(self, whole: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What the launch works on: the operands of the convolution or views of them."""
+        return whole if self.phase is None else self.phase.operands(whole)
+
+
+# On an H100 direct computes 1.7 to 5.3 TFLOP/s (dense 3x3, 64 channels), and a launch costs about 4 us more: with four
+# phases they meet between 30 and 90 MFLOP. Predicted from those figures, not measured.
+PHASE_FLOPS = 32e6
+
+
+def unphased(problem: ConvProblem, target: Target) -> str | None:
+    """Why one launch is better than one per phase of a dilated input; None where phases are better."""
+    if all(d == 1 for d in problem.input_dilations):
+        return "the input is not dilated"
+    if problem.is_depthwise:
+        return "each phase would read the whole input, which is what a depthwise convolution waits for"
+    if problem.flops < PHASE_FLOPS:
+        return f"{problem.flops / 1e6:.3g} MFLOP are less than launches of their own are worth"
+    if any(select(phase.problem, target).name == "direct" for phase in split(problem) if phase.problem.taps):
+        return "a phase would run on direct, which skips the holes of the whole input as well"
+    return None
+
+
+@lru_cache(maxsize=4096)
+def steps(problem: ConvProblem, target: Target, kernel: str | None = None) -> tuple[Step, ...]:
+    """The launches for a problem, in any order: one, or one per phase of a dilated input where no kernel is forced."""
+    if kernel is not None or unphased(problem, target):
+        return (Step(plan(problem, target, kernel)),)
+    return tuple(
+        Step(plan(phase.problem, target, None if phase.problem.taps else "direct"), phase) for phase in split(problem)
+    )
