@@ -10,8 +10,10 @@ import numpy as np
 
 from ..problem import ConvProblem
 from .prepared import Step
+from .requantize import Requantize
 from .scratch import Array
 
+SHORT = 128  # elements that lie side by side in y: arithmetic on shorter runs costs more than a copy at the end
 TILE = 1 << 16  # elements: a bias repeated along the last spatial axis is added twice as fast if it stays cached
 
 
@@ -33,6 +35,10 @@ class Epilogue:
         self._convert = carrier != self._sum
         self._bias: Array | None = None
         self._width = 0  # index of the last spatial axis in a block, from the end, where the bias is repeated along it
+        self._requantize: Requantize | None = None
+        if bias is not None and problem.requantizes:
+            self._requantize = Requantize(problem, bias, carrier, channels_last)
+            return
         if bias is None:
             return
         self._bias = bias.astype(self._sum)
@@ -52,12 +58,15 @@ class Epilogue:
             y, residual: shaped like ``sums``.
             channels: which of the first channel axis the block holds, where channels come first.
         """
+        if self._requantize is not None:
+            yield from self._requantize.steps(sums, y, channels)
+            return
         if self._convert:  # to 64 bits, which is exact, and from there modulo 2^32
             for dtype in (np.dtype(np.int64), self._sum):
                 integers = np.empty(sums.shape, dtype)
                 yield partial(np.copyto, integers, sums, casting="unsafe")
                 sums = integers
-        target = y if y.dtype == sums.dtype else sums
+        target = y if y.dtype == sums.dtype and _run(y) >= SHORT else sums
         addends = [a for a in (self._bias_for(sums, channels), residual) if a is not None]
         for i, addend in enumerate(addends, 1):
             goal = target if i == len(addends) and self._activation is None else sums
@@ -77,3 +86,13 @@ class Epilogue:
         if self._last:
             return self._bias[: sums.shape[self._width]] if self._width else self._bias
         return self._bias[channels]
+
+
+def _run(y: Array) -> int:
+    """Elements up to the first gap; all of them where there is none."""
+    run = 1
+    for size, stride in zip(y.shape[::-1], y.strides[::-1], strict=True):
+        if size > 1 and stride != run * y.itemsize:
+            return run
+        run *= size
+    return max(run, SHORT)
