@@ -7,6 +7,7 @@ a layout becomes an axis order. Only views are made, nothing is copied.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -15,11 +16,12 @@ import numpy as np
 
 from . import layout as layouts
 from . import options as opt
+from . import requantize as requantization
 from .arrays import Array, address, common_library, dtype_name, namespace, overlap
 from .dtypes import QUANTISED, Dtypes, kind, resolve
 from .epilogue import ACTIVATIONS, INTEGER_ACTIVATIONS, Activation
 from .geometry import Spatial
-from .problem import ITEMSIZE, ConvProblem, Tensor
+from .problem import ITEMSIZE, REQUANTIZATION, ConvProblem, Tensor
 
 
 @dataclass(frozen=True)
@@ -78,11 +80,18 @@ def prepare(
     residual: Array | None = None,
     x_zero_point: Any = 0,
     w_zero_point: Any = 0,
+    requantize: Any = None,
     out: Array | None = None,
     out_dtype: Any = None,
     precision: str = "ieee",
+    allocate: bool = True,
+    empty: Callable[[tuple[int, ...], np.dtype[Any]], Array] | None = None,
 ) -> Call:
-    """Validate everything and build the call. Raises ValueError or TypeError before anything is computed."""
+    """Validate everything and build the call. Raises ValueError or TypeError before anything is computed.
+
+    With ``allocate=False`` the result is a stand-in without memory: for plans of outputs that need not fit into it.
+    ``empty`` makes the array of the result; without it the library of the arrays does.
+    """
     library = common_library(x=x, w=w, bias=bias, residual=residual, out=out)
     xp = namespace(library)
     nd = _rank(x, rank)
@@ -91,7 +100,7 @@ def prepare(
     y_layout = output_layout or x_layout
     x_axes = layouts.data_axes(_text("input_layout", x_layout), nd)
     y_axes = layouts.data_axes(_text("output_layout", y_layout), nd, "output_layout")
-    dtypes = resolve(x, w, out_dtype, out, precision)
+    dtypes = resolve(x, w, out_dtype, out, precision, requantize)
 
     pair = _Pair(x, w, x_layout, w_layout, nd, transposed)
     x_view, w6 = pair.views(opt.integer("groups", groups, 1), opt.integer("batch_groups", batch_groups, 1), x_axes)
@@ -108,12 +117,21 @@ def prepare(
     user_shape = tuple(shape[a] for a in np.argsort(y_axes))
     if prod(user_shape) * ITEMSIZE[dtypes.out] > opt.LIMIT:
         raise ValueError(f"the output {user_shape} ({y_layout}) of {dtypes.out} exceeds 2^63 - 1 bytes")
-    result = _output(out, user_shape, y_layout, dtypes.out, xp, (x, w))
+    if allocate:
+        result = _output(out, user_shape, y_layout, dtypes.out, empty or xp.empty, (x, w))
+    else:
+        result = xp.broadcast_to(xp.empty((), np.dtype(dtypes.out)), user_shape)
     y_view = View(y_axes, (x6.shape[0], *w6.shape[:2], *geometry.out_spatial))
     y6 = y_view(result)
     residual6 = None if residual is None else y_view(_same_as_output(residual, user_shape, y_layout, dtypes.out))
     bias1 = _bias(bias, shape[1], (1,) * y_axes[1] + (-1,) + (1,) * (nd + 1 - y_axes[1]), dtypes, xp)
-    zero_points = _zero_points(x_zero_point, w_zero_point, dtypes, shape[1], xp)
+    if requantize is not None:
+        _requantizes_alone(activation, residual)
+        bias1 = requantization.pack(requantize, bias1, shape[1], dtypes.out, xp)
+    zero_points = (
+        _zero_point("x_zero_point", x_zero_point, x, 1, xp),
+        _zero_point("w_zero_point", w_zero_point, w, shape[1], xp),
+    )
     problem = ConvProblem(
         x=_tensor(x6),
         w=_tensor(w6),
@@ -123,7 +141,7 @@ def prepare(
         dilations=geometry.dilations,
         input_dilations=geometry.input_dilations,
         accumulate=dtypes.accumulate,
-        bias=None if bias1 is None else str(bias1.dtype.name),
+        bias=REQUANTIZATION if requantize is not None else None if bias1 is None else str(bias1.dtype.name),
         residual=None if residual6 is None else _tensor(residual6),
         activation=_activation(activation, dtypes),
         x_zero_point=zero_points[0] is not None,
@@ -220,10 +238,15 @@ def _tensor(view: Array) -> Tensor:
 
 
 def _output(
-    out: Array | None, shape: tuple[int, ...], layout: str, dtype: str, xp: Any, inputs: tuple[Array, ...]
+    out: Array | None,
+    shape: tuple[int, ...],
+    layout: str,
+    dtype: str,
+    empty: Callable[[tuple[int, ...], np.dtype[Any]], Array],
+    inputs: tuple[Array, ...],
 ) -> Array:
     if out is None:
-        return xp.empty(shape, np.dtype(dtype))
+        return empty(shape, np.dtype(dtype))
     _same_as_output(out, shape, layout, dtype, "out")
     if not getattr(out.flags, "writeable", True):
         raise ValueError("out is read-only")
@@ -260,6 +283,12 @@ def _bias(bias: Array | None, channels: int, form: tuple[int, ...], dtypes: Dtyp
     return xp.ascontiguousarray(xp.broadcast_to(bias.reshape(-1), (channels,)), dtype=np.dtype(keep))
 
 
+def _requantizes_alone(activation: Any, residual: Array | None) -> None:
+    for name, value in (("activation", activation), ("residual", residual)):
+        if value is not None:
+            raise ValueError(f"{name} and requantize cannot be combined: what is requantised is stored")
+
+
 def _activation(value: Any, dtypes: Dtypes) -> Activation | None:
     activation = Activation.parse(value)
     defined = {"floating": ACTIVATIONS, "integer": INTEGER_ACTIVATIONS, "complex": ()}[kind(dtypes.accumulate)]
@@ -268,23 +297,27 @@ def _activation(value: Any, dtypes: Dtypes) -> Activation | None:
     return activation
 
 
-def _zero_points(x_zero: Any, w_zero: Any, dtypes: Dtypes, channels: int, xp: Any) -> tuple[Array | None, Array | None]:
-    """int32 vectors of length 1 and ``channels``, or None where all are zero."""
-    per_channel = f"a scalar or ({channels},), one per output channel,"
-    return (
-        _zero_point("x_zero_point", x_zero, (1,), "a scalar", dtypes, xp),
-        _zero_point("w_zero_point", w_zero, (channels,), per_channel, dtypes, xp),
-    )
+def _zero_point(name: str, value: Any, of: Array, channels: int, xp: Any) -> Array | None:
+    """An int32 vector of ``channels`` elements in the range of the array that it belongs to.
 
-
-def _zero_point(name: str, value: Any, shape: tuple[int, ...], wants: str, dtypes: Dtypes, xp: Any) -> Array | None:
+    None where all are known to be 0, which kernels compute faster; what lies on the GPU is not read.
+    """
     if isinstance(value, int) and not isinstance(value, bool) and value == 0:
         return None
-    array = xp.asarray(value)
+    on_gpu = xp is not np and hasattr(value, "__cuda_array_interface__")
+    array = (xp if on_gpu else np).asarray(value)
     if array.dtype.kind not in "iu":
         raise TypeError(f"{name} must be an integer, got {value!r}")
-    if array.shape not in ((), (1,), shape):
+    if array.shape not in ((), (1,), (channels,)):
+        wants = "a scalar" if channels == 1 else f"a scalar or ({channels},), one per output channel,"
         raise ValueError(f"{name} must be {wants} got the shape {tuple(array.shape)}")
-    if dtypes.x not in QUANTISED:
-        raise TypeError(f"{name} needs int8 or uint8 inputs, got {dtypes.x}")
-    return xp.ascontiguousarray(xp.broadcast_to(array.astype(np.int32).reshape(-1), shape))
+    if of.dtype.name not in QUANTISED:
+        raise TypeError(f"{name} needs int8 or uint8 inputs, got {of.dtype}")
+    if on_gpu and array.dtype != of.dtype:
+        raise TypeError(f"{name} on the GPU must have the dtype of its array, {of.dtype}, got {array.dtype}")
+    limits = np.iinfo(of.dtype)
+    if not on_gpu and not ((limits.min <= array) & (array <= limits.max)).all():
+        raise ValueError(f"{name} must be in the range of {of.dtype}, got {value!r}")
+    if not on_gpu and not array.any():
+        return None
+    return xp.ascontiguousarray(xp.broadcast_to(xp.asarray(array).astype(np.int32).reshape(-1), (channels,)))
