@@ -1,6 +1,6 @@
 """Whole networks through the ONNX runner on CuPy arrays, random weights: milliseconds per call, float32.
 
-    python benchmarks/nets.py --output nets.json [--batches 1 32 256]
+    python benchmarks/nets.py --output nets.json [--batches 1 32 256] [--networks shufflenet_v2 ...]
 
 A call from Python, as a user makes it, its host cost included. PyTorch eager runs the convolutions of the same network,
 channels-last, batch norm folded; its time without the host, from the replay of a CUDA graph, is given too. (CuPy does
@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,22 +22,17 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from bench import attempt
 from calibrate import environment
+from networks import NETWORKS
 from peers import torch_setup
 from timing import measure, measure_host
 
 import gpu_conv.onnx
-from tests.graph_models import EFFICIENTNET_LITE0, MOBILENET_V2, inverted_residuals
 from tests.test_mobilenet import LAYERS
-
-NETS: dict[str, Callable[[], Any]] = {
-    "mobilenet_v2": lambda: inverted_residuals(MOBILENET_V2),
-    "efficientnet_lite0": lambda: inverted_residuals(EFFICIENTNET_LITE0, same=True),
-}
 
 
 def ours(name: str, batch: int) -> dict[str, Any]:
     """Time of one call of the runner, and its distance from NumPy's answer."""
-    model = gpu_conv.onnx.load(NETS[name]())
+    model = gpu_conv.onnx.load(NETWORKS[name]())
     x = cupy.random.standard_normal((batch, 3, 224, 224), dtype=cupy.float32)
     want = next(iter(model(cupy.asnumpy(x[:1])).values()))
     got = cupy.asnumpy(next(iter(model(x).values()))[:1])
@@ -80,10 +74,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--batches", type=int, nargs="*", default=[1, 32, 256])
+    default = ["mobilenet_v2", "efficientnet_lite0"]
+    parser.add_argument("--networks", nargs="*", default=default, help=f"of {', '.join(NETWORKS)}")
     arguments = parser.parse_args()
     result: dict[str, Any] = {"environment": environment(), "nets": []}
     for batch in arguments.batches:
-        for name in NETS:
+        for name in arguments.networks:
             row = {"net": name, "batch": batch, "dtype": "float32"} | attempt(lambda n=name, b=batch: ours(n, b))
             if name == "mobilenet_v2":
                 row["torch_nhwc"] = attempt(lambda b=batch: torch_mobilenet_v2(b))

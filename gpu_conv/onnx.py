@@ -5,14 +5,16 @@ Example:
     >>> outputs = model({"input": pictures})                    # doctest: +SKIP
     >>> print(model.profile(pictures))                          # doctest: +SKIP
 
-Needs the extra ``onnx``.
+``Backend`` is the same behind the interface of ``onnx.backend.base``. Needs the extra ``onnx``.
 """
 
 from __future__ import annotations
 
+from .graph import backend
+from .graph.backend import Backend
 from .graph.errors import ModelError, ModelTypeError
 from .graph.ir import Port
 from .graph.model import Model, load
 from .graph.profile import Profile, Record
 
-__all__ = ["Model", "ModelError", "ModelTypeError", "Port", "Profile", "Record", "load"]
+__all__ = ["Backend", "Model", "ModelError", "ModelTypeError", "Port", "Profile", "Record", "backend", "load"]

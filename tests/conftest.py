@@ -42,6 +42,13 @@ def seed():
 
 
 def pytest_terminal_summary(terminalreporter):
-    seeds = {dict(report.user_properties).get("seed") for report in terminalreporter.getreports("")} - {None}
+    properties = [dict(report.user_properties) for report in terminalreporter.getreports("")]
+    seeds = {found.get("seed") for found in properties} - {None}
     if seeds:
         terminalreporter.write_line(f"seed: {', '.join(map(str, sorted(seeds)))} (GPU_CONV_SEED repeats it)")
+    for line in {found.get("mutants") for found in properties} - {None}:
+        terminalreporter.write_line(line)
+    passed = [dict(report.user_properties).get("onnx_backend") for report in terminalreporter.getreports("passed")]
+    for device in sorted({case[0] for case in passed if case}):
+        names = sorted(case[1] for case in passed if case and case[0] == device)
+        terminalreporter.write_line(f"ONNX backend cases passed on {device}: {len(names)}: {' '.join(names)}")

@@ -138,6 +138,7 @@ class Builder:
 
 ACTIVATIONS: dict[str, Callable[[Builder, str], str]] = {
     "relu": lambda b, x: b.node("Relu", x),
+    "sigmoid": lambda b, x: b.node("Sigmoid", x),
     "silu": lambda b, x: b.node("Mul", x, b.node("Sigmoid", x)),
     "hard_swish": lambda b, x: b.node("HardSwish", x),
     "leaky_relu": lambda b, x: b.node("LeakyRelu", x, alpha=0.1),

@@ -16,8 +16,6 @@ from gpu_conv.onnx import load
 from . import graph_models as gm
 from .graph_models import Builder, assert_agrees, expected, model_of, normal, steps
 
-DATA = Path(onnx.__file__).parent / "backend/test/data"
-
 BORDERS = {"ChannelsLast": 1, "GlobalAveragePool": 1, "ChannelsFirst": 1, "Flatten": 1, "Gemm": 1}
 
 
@@ -48,23 +46,6 @@ def test_light_models(path: Path) -> None:
 
 def test_there_are_light_models() -> None:
     assert len(gm.light_models()) == 9
-
-
-CONVOLUTIONS = sorted((DATA / "pytorch-converted").glob("test_Conv*"))
-
-
-@pytest.mark.parametrize("folder", CONVOLUTIONS, ids=lambda p: p.name)
-def test_exported_convolutions(folder: Path) -> None:
-    runner = load(folder / "model.onnx")
-    for data in sorted(folder.glob("test_data_set_*")):
-        x, y = (numpy_helper.to_array(onnx.load_tensor(data / f"{name}_0.pb")) for name in ("input", "output"))
-        for _ in range(2):
-            (found,) = runner(x).values()
-            np.testing.assert_allclose(found, y, rtol=1e-5, atol=1e-5 * np.abs(y).max())
-
-
-def test_there_are_exported_convolutions() -> None:
-    assert len(CONVOLUTIONS) == 28
 
 
 def test_text_recognition() -> None:

@@ -14,13 +14,14 @@ import numpy as np
 import pytest
 from onnx import helper
 
-from gpu_conv.graph import device, planner
+from gpu_conv.graph import device, ops, planner
 from gpu_conv.graph.ops import registry
 from gpu_conv.onnx import load
 
 from . import graph_models as gm
 from .graph_models import Builder, expected, model_of, normal, one_node
-from .test_onnx_ops import CASES, assert_same
+from .onnx_cases import CASES
+from .test_onnx_ops import assert_same
 
 
 class DeviceArray(np.ndarray):
@@ -105,17 +106,16 @@ def standin(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> 
     for user in (device, planner):
         monkeypatch.setattr(user, "namespace", lambda a: module if isinstance(a, DeviceArray) else np)
     monkeypatch.setattr("gpu_conv.graph.model.namespace", lambda a: np)  # accepts the type
-    _on_device(monkeypatch, "convolve")
-    _on_device(monkeypatch, "convolve_transposed")
+    _on_device(monkeypatch, ops.conv, "convolve")
+    _on_device(monkeypatch, ops.conv, "convolve_transposed")
+    _on_device(monkeypatch, ops.deform, "convolve")
     monkeypatch.setattr("gpu_conv.graph.ops.conv.Conv", Layer)
     return module
 
 
-def _on_device(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def _on_device(monkeypatch: pytest.MonkeyPatch, module: ModuleType, name: str) -> None:
     """The convolutions themselves compute on the CPU here, and check that all they get is on the device."""
-    from gpu_conv.graph.ops import conv
-
-    function = getattr(conv, name)
+    function = getattr(module, name)
 
     def run(*args: Any, out: Any = None, **options: Any) -> Any:
         operands = (*args, *options.values())
@@ -128,7 +128,7 @@ def _on_device(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
         out[...] = result.view(DeviceArray)
         return out
 
-    monkeypatch.setattr(conv, name, run)
+    monkeypatch.setattr(module, name, run)
 
 
 class Layer:
@@ -136,9 +136,7 @@ class Layer:
         self.w, self.bias, self.options = w, bias, options
 
     def __call__(self, x: Any, *, residual: Any = None, out: Any = None) -> Any:
-        from gpu_conv.graph.ops import conv
-
-        return conv.convolve(x, self.w, self.bias, residual=residual, out=out, **self.options)
+        return ops.conv.convolve(x, self.w, self.bias, residual=residual, out=out, **self.options)
 
     def bind(self, x: Any, *, residual: Any = None, out: Any = None) -> Any:
         return lambda: self(x, residual=residual, out=out)

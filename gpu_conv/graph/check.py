@@ -8,6 +8,14 @@ from .ops import OPS
 from .ops.conv import Window
 
 _POOLS = ("MaxPool", "AveragePool")
+# Convolution -> the positions of its filter and of its bias among the operands.
+_CONVOLUTIONS = {
+    "Conv": (1, 2),
+    "ConvTranspose": (1, 2),
+    "ConvInteger": (1, 4),  # past the last operand: it has none
+    "DeformConv": (1, 3),
+    "QLinearConv": (3, 8),
+}
 _RECURRENT = ("LSTM", "GRU")
 
 
@@ -30,8 +38,11 @@ def _check(node: Node, constants: dict[str, Host]) -> None:
         raise ModelError("the attribute broadcast of opset 6 is not supported; onnx.version_converter removes it")
     if not a.get("is_test", 1):
         raise ModelError("training mode (is_test=0) is not supported")
-    if node.op in ("Conv", "ConvTranspose", "ConvInteger"):
+    if node.op in _CONVOLUTIONS:
         _convolution(node, constants)
+    elif node.op == "CausalConvWithState":
+        if a["activation"] not in ("none", "silu", "swish"):
+            raise ModelError(f"activation {a['activation']!r} must be 'none', 'silu' or 'swish'")
     elif node.op in _POOLS:
         Window.of(node, tuple(a["kernel_shape"]))
         _no_more_outputs(node, 1, "the indices of a pooling")
@@ -66,25 +77,28 @@ def _convolution(node: Node, constants: dict[str, Host]) -> None:
     group = node.attrs["group"]
     if group < 1:
         raise ModelError(f"group must be at least 1, got {group}")
-    w = constants.get(node.inputs[1])
+    place, bias_place = _CONVOLUTIONS[node.op]
+    name = node.inputs[place]
+    w = constants.get(name)
     if w is None:
         rank = len(node.attrs.get("kernel_shape") or ())
         if rank:
             Window.of(node, tuple(node.attrs["kernel_shape"]))
         return
     if w.ndim < 3:
-        raise ModelError(f"filter {node.inputs[1]!r} of shape {w.shape} needs at least 3 axes")
+        raise ModelError(f"filter {name!r} of shape {w.shape} needs at least 3 axes")
     if 0 in w.shape:
-        raise ModelError(f"filter {node.inputs[1]!r} of shape {w.shape} is empty")
+        raise ModelError(f"filter {name!r} of shape {w.shape} is empty")
     Window.of(node, w.shape[2:])
     if w.shape[0] % group:
-        raise ModelError(f"filter {node.inputs[1]!r} of shape {w.shape} does not divide into group={group}")
+        raise ModelError(f"filter {name!r} of shape {w.shape} does not divide into group={group}")
     channels = w.shape[1] * group if node.op == "ConvTranspose" else w.shape[0]
-    bias = constants.get(node.inputs[2]) if node.op != "ConvInteger" and len(node.inputs) > 2 else None
+    bias_name = node.inputs[bias_place] if len(node.inputs) > bias_place else ""
+    bias = constants.get(bias_name)
     if bias is not None and bias.shape != (channels,):
-        raise ModelError(f"bias {node.inputs[2]!r} must have shape ({channels},), got {bias.shape}")
-    if bias is not None and bias.dtype != w.dtype:
-        raise ModelError(f"bias {node.inputs[2]!r} is {bias.dtype}, the filter {w.dtype}")
+        raise ModelError(f"bias {bias_name!r} must have shape ({channels},), got {bias.shape}")
+    if bias is not None and bias.dtype != ("int32" if node.op == "QLinearConv" else w.dtype):
+        raise ModelError(f"bias {bias_name!r} is {bias.dtype}, the filter {w.dtype}")
     for key, low in (("output_padding", 0), ("output_shape", 1)):
         given = node.attrs.get(key)
         if given and (len(given) != w.ndim - 2 or min(given) < low):

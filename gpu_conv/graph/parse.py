@@ -64,10 +64,15 @@ def _opset(model: onnx.ModelProto, label: str) -> int:
     version = next((versions[d] for d in DOMAINS if d in versions), None)
     if version is None:
         raise ModelError(f"{label}: imports no opset of the domain ai.onnx, only {sorted(versions) or 'none'}")
-    newest = min(OPSETS[-1], onnx.defs.onnx_opset_version())
+    newest = newest_opset()
     if not OPSETS[0] <= version <= newest:
         raise ModelError(f"{label}: opset {version} is not supported, only {OPSETS[0]} to {newest}")
     return int(version)
+
+
+def newest_opset() -> int:
+    """The newest opset that both the runner and the installed onnx know."""
+    return min(OPSETS[-1], int(onnx.defs.onnx_opset_version()))
 
 
 @cache

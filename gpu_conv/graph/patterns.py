@@ -23,13 +23,15 @@ def recognise(graph: Graph) -> Graph:
             op, x, attributes = made
             graph.nodes[i] = Node(op, node.name, [x], node.outputs, attributes)
             finder.made[node.outputs[0]] = graph.nodes[i]
+        finder.learn(graph.nodes[i])
         for branch in node.graphs:
             recognise(branch)
     return graph
 
 
 SHUFFLE = [0, 2, 1, 3, 4]
-_KEEPS_CHANNELS = ("BatchNormalization", "Relu", "Clip", "LeakyRelu", "Silu", "HardSwish", "Sigmoid", "Identity")
+_KEEPS_CHANNELS = {"BatchNormalization", "ChannelShuffle", "MaxPool", "AveragePool", "Identity"}
+_KEEPS_CHANNELS |= {"Relu", "Clip", "LeakyRelu", "Silu", "HardSwish", "Sigmoid"}
 
 # Operator, operand, attributes.
 Match = tuple[str, str, dict[str, Any]]
@@ -39,6 +41,7 @@ class _Finder:
     def __init__(self, graph: Graph) -> None:
         self.made = graph.producers()
         self.constants = graph.constants
+        self.channels: dict[str, int] = {}  # of the values whose number is known
         self.rules: tuple[Callable[[Node], Match | None], ...] = (
             self.silu,
             self.swish,
@@ -134,16 +137,27 @@ class _Finder:
         if len(inner) != 5 or len(outer) != 4 or inner[1] < 1 or inner[3:] != outer[2:] or min(inner[2:]) < 1:
             return None
         same_batch = inner[0] == outer[0] or {inner[0], outer[0]} <= {0, -1}
-        known = self.channels(split.inputs[0]) == inner[1] * inner[2] and outer[1] in (-1, inner[1] * inner[2])
+        known = self.channels.get(split.inputs[0]) == inner[1] * inner[2] and outer[1] in (-1, inner[1] * inner[2])
         return ("ChannelShuffle", split.inputs[0], {"groups": inner[1]}) if same_batch and known else None
 
-    def channels(self, name: str) -> int | None:
-        """Channels of a value that comes from a convolution through nodes that keep them."""
-        node = self.made.get(name)
-        while node is not None and node.op in _KEEPS_CHANNELS:
-            node = self.made.get(node.inputs[0])
-        w = self.constants.get(node.inputs[1]) if node is not None and node.op == "Conv" else None
-        return int(w.shape[0]) if w is not None else None
+    def learn(self, node: Node) -> None:
+        """Note how many channels the results of a node have, where that follows from its operands."""
+        operands = [self.channels.get(name, 0) for name in node.inputs]
+        results: list[int] = []
+        if node.op == "Conv":
+            w = self.constants.get(node.inputs[1])
+            results = [len(w)] if w is not None and w.ndim else []
+        elif node.op in _KEEPS_CHANNELS:
+            results = operands[:1]
+        elif node.op == "Concat" and node.attrs["axis"] == 1 and all(operands):
+            results = [sum(operands)]
+        elif node.op == "Split" and node.attrs["axis"] == 1:
+            sizes = self.constants.get(node.inputs[1]) if len(node.inputs) > 1 else node.attrs.get("split")
+            if sizes is not None:
+                results = [int(n) for n in sizes]
+            elif operands[0] % len(node.outputs) == 0:
+                results = [operands[0] // len(node.outputs)] * len(node.outputs)
+        self.channels.update((name, count) for name, count in zip(node.outputs, results, strict=False) if count > 0)
 
     def factors(self, name: str, limit: int) -> list[str]:
         """The operands of a product of products, at most ``limit`` of them."""

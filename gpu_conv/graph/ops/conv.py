@@ -64,12 +64,14 @@ class Window:
         return tuple(pairs)
 
 
-def _layouts(rank: int, transposed: bool = False) -> dict[str, Any]:
+def layouts(rank: int, transposed: bool = False) -> dict[str, Any]:
+    """The layouts of a convolution within the graph: data channels last, filters as ONNX has them."""
     axes = spatial_axes(rank)
     return {"input_layout": f"n{axes}c", "filter_layout": ("io" if transposed else "oi") + axes}
 
 
-def _options(call: Call, spatial: tuple[int, ...], w: Array) -> dict[str, Any]:
+def geometry(call: Call, spatial: tuple[int, ...], w: Array) -> dict[str, Any]:
+    """Strides, dilations, padding, groups and device of a node, as options of the package's operators."""
     window = Window.of(call.node, w.shape[2:])
     rank = len(window.kernel)
     return {
@@ -131,21 +133,50 @@ def _fused_options(call: Call, x: Array, w: Array, residual: Array | None) -> tu
     spatial = x.shape[1:-1]
     if x.ndim != w.ndim:
         raise ModelError(f"input has {x.ndim} axes, the filter {w.ndim}")
-    options = _options(call, spatial, w)
+    options = geometry(call, spatial, w)
     window = zip(spatial, w.shape[2:], options["strides"], options["padding"], options["dilations"], strict=True)
     shape = (x.shape[0], *(output_size(n, k, s, lo, hi, d) for n, k, s, (lo, hi), d in window), w.shape[0])
     fused = residual is None or residual.shape == shape
     options["activation"] = call.attrs.get("activation") if fused else None
-    return options | _layouts(len(spatial)), fused
+    return options | layouts(len(spatial)), fused
 
 
-@op("ConvInteger", layout="last")
-def conv_integer(call: Call, x: Array, w: Array, x_zero: Array | None = None, w_zero: Array | None = None) -> Array:
-    """8-bit integers to int32; padding contributes zero after the zero point is subtracted."""
-    options = _options(call, x.shape[1:-1], w)
-    zeros = {"x_zero_point": 0 if x_zero is None else x_zero, "w_zero_point": 0 if w_zero is None else w_zero}
-    options |= zeros | _layouts(x.ndim - 2)
-    return convolve(x, w, **options)
+@op("CausalConvWithState", layout="last", data=(0, 3))
+def causal_conv_with_state(
+    call: Call, x: Array, w: Array, bias: Array | None = None, past: Array | None = None
+) -> tuple[Array, Array]:
+    """A depthwise convolution that looks back only; ``past`` holds the ``filter - 1`` columns before ``x``.
+
+    The second result is what the next call takes as ``past``.
+    """
+    if x.ndim != 3 or w.ndim != 3 or w.shape[:2] != (x.shape[2], 1):
+        raise ModelError(
+            f"needs an input (n, c, length) and a filter (c, 1, k), got {x.shape[2]} channels and {w.shape}"
+        )
+    n, length, channels = x.shape
+    back = w.shape[2] - 1
+    if past is not None and past.shape != (n, back, channels):
+        raise ModelError(f"past_state must hold {back} columns of {n} x {channels} channels (filter {w.shape})")
+    state = call.xp.zeros((n, back, channels), x.dtype) if past is None else past
+    present = call.xp.concatenate([state, x[:, max(0, length - back) :]], axis=1)
+    if past is not None:
+        x = call.xp.concatenate([past, x], axis=1)
+    y = convolve(
+        x,
+        w,
+        bias,
+        groups=channels,
+        padding=((back if past is None else 0, 0),),
+        activation=None if call.attrs["activation"] == "none" else "silu",
+        device=call.device,
+        **layouts(1),
+    )
+    return y, present[:, present.shape[1] - back :]
+
+
+def _first(x: Array) -> tuple[int, ...]:
+    """The shape in ONNX's order, for messages."""
+    return (x.shape[0], x.shape[-1], *x.shape[1:-1])
 
 
 def _transpose_kernel(call: Call, x: Array, w: Array, bias: Array | None = None) -> str:
@@ -180,7 +211,7 @@ def _transposed_options(call: Call, x: Array, w: Array) -> tuple[dict[str, Any],
         "output_padding": more,
         "groups": call.attrs["group"],
         "device": call.device,
-        **_layouts(rank, transposed=True),
+        **layouts(rank, transposed=True),
     }
     return options, missing
 

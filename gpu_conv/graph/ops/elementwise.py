@@ -95,6 +95,12 @@ def cast(call: Call, x: Array) -> Array:
     return x.astype(dtype_of(call.attrs["to"], str(call.node)), copy=False)
 
 
+@op("CastLike", views=True)
+def cast_like(call: Call, x: Array, like: Array) -> Array:
+    """The element type of another value."""
+    return x.astype(like.dtype, copy=False)
+
+
 @op("Erf", layout="aligned")
 def erf(call: Call, x: Array) -> Array:
     """Through ``gelu(v) = v (1 + erf(v / sqrt 2)) / 2``, the one place where erf is computed."""
