@@ -13,6 +13,8 @@ from .ops import (
     conv_transpose3d,
     depthwise_separable_conv2d,
 )
+from .quantized import qlinear_conv
+from .warm import warmup
 
 __version__ = "0.1.0"
 __all__ = [
@@ -28,4 +30,6 @@ __all__ = [
     "conv_transpose3d",
     "depthwise_separable_conv2d",
     "explain",
+    "qlinear_conv",
+    "warmup",
 ]

@@ -25,7 +25,10 @@ def library(array: object, name: str) -> str:
     if cupy is not None and isinstance(array, cupy.ndarray):
         return "cupy"
     kind = f"{type(array).__module__}.{type(array).__qualname__}"
-    raise TypeError(f"{name} must be a NumPy or CuPy array, got {kind}; numpy.asarray or cupy.asarray would convert it")
+    raise TypeError(
+        f"{name} must be a NumPy or CuPy array, got {kind}, which has neither DLPack nor the CUDA array interface; "
+        "numpy.asarray or cupy.asarray would convert it"
+    )
 
 
 def common_library(**arrays: object) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 
 from .arrays import Array, dtype_name
 from .problem import ITEMSIZE
+from .requantize import default_dtype
 
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 QUANTISED = ("int8", "uint8")
@@ -24,7 +25,7 @@ class Dtypes:
     accumulate: str
 
 
-def resolve(x: Array, w: Array, out_dtype: Any, out: Array | None, precision: Any) -> Dtypes:
+def resolve(x: Array, w: Array, out_dtype: Any, out: Array | None, precision: Any, requantize: Any = None) -> Dtypes:
     """The dtypes of a call; TypeError where they do not go together."""
     xd, wd = dtype_name(x, "x"), dtype_name(w, "w")
     if xd != wd and not (xd in QUANTISED and wd in QUANTISED):
@@ -37,7 +38,10 @@ def resolve(x: Array, w: Array, out_dtype: Any, out: Array | None, precision: An
         except TypeError:
             raise TypeError(f"out_dtype={out_dtype!r} is not a dtype") from None
     else:
-        od = out.dtype.name if out is not None else "int32" if xd in QUANTISED else xd
+        default = default_dtype(requantize, xd) if requantize is not None else "int32" if xd in QUANTISED else xd
+        od = out.dtype.name if out is not None else default
+    if requantize is not None and not {xd, od} <= set(QUANTISED):
+        raise TypeError(f"requantize takes int8 and uint8 to int8 or uint8, got {xd} to {od}")
     wanted = kind(xd)
     if od not in ITEMSIZE or kind(od) != wanted:
         raise TypeError(f"a convolution of {xd} cannot give {od}: out_dtype must be a {wanted} dtype")

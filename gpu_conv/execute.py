@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from .arguments import Call
 from .launch import Launch, Target
+from .problem import ConvProblem
 
 if TYPE_CHECKING:
     from . import cpu
@@ -17,15 +21,57 @@ DEVICES = ("cpu", "cuda", "emulator")
 Run = Callable[[Mapping[str, Any]], None]
 
 
-def device_of(library: str, device: str | None) -> str:
-    """The device that computes for arrays of a library: "cpu", "cuda" or "emulator".
+@dataclass(frozen=True, eq=False)
+class Recorder:
+    """A device that plans every convolution for a GPU and computes none: results are zeros.
+
+    Attributes:
+        target: the GPU planned for.
+        launches: what it would have run, in order.
+    """
+
+    target: Target
+    launches: list[Launch] = field(default_factory=list)
+
+    def prepare(self, problem: ConvProblem, kernel: str | None) -> Run:
+        """Plan once; a run records the plan."""
+        from . import dispatch
+
+        steps = dispatch.steps(problem, self.target, kernel)
+
+        def run(operands: Mapping[str, Any]) -> None:
+            self.launches.extend(step.launch for step in steps)
+            operands["y"].fill(0)
+
+        return run
+
+
+Device = str | Recorder
+
+_instead: ContextVar[Device] = ContextVar("gpu_conv_device_of_numpy_arrays", default="cpu")
+
+
+@contextmanager
+def instead(device: Device) -> Iterator[None]:
+    """In this block, NumPy arrays are computed here where a call names no device; a ``Recorder`` is an emulator too."""
+    token = _instead.set(device)
+    try:
+        yield
+    finally:
+        _instead.reset(token)
+
+
+def device_of(library: str, device: str | None) -> Device:
+    """The device that computes for arrays of a library: "cpu", "cuda", "emulator" or a ``Recorder``.
 
     Raises:
         ValueError: unknown name.
         TypeError: arrays of the wrong kind for the named device.
     """
+    if library == "numpy" and (device is None or (device == "emulator" and isinstance(_instead.get(), Recorder))):
+        return _instead.get()
     if device is None:
-        return "cuda" if library == "cupy" else "cpu"
+        return "cuda"
     if device not in DEVICES:
         raise ValueError(f"device must be None or one of {', '.join(DEVICES)}, got {device!r}")
     needed = "cupy" if device == "cuda" else "numpy"
@@ -49,12 +95,14 @@ def target(device: str, arch: str | None = None) -> Target:
     return KNOWN_TARGETS[wanted]
 
 
-def prepare(call: Call, device: str, kernel: str | None = None) -> Run:
+def prepare(call: Call, device: Device, kernel: str | None = None) -> Run:
     """A function of the operands that writes ``y``; it may be called again with others of the same problem.
 
     The filter and bias may be packed here, so later calls must bring the same ones.
     """
     problem = call.problem
+    if isinstance(device, Recorder):
+        return device.prepare(problem, kernel)
     if device == "cpu":
         from . import cpu
 
@@ -64,9 +112,14 @@ def prepare(call: Call, device: str, kernel: str | None = None) -> Run:
         return _OnCpu(cpu.prepare(problem, w, call.operands["bias"], call.operands["w_zero_point"]))
     from . import dispatch
 
-    launch = dispatch.plan(problem, target(device), kernel)
-    run = _cuda_run() if device == "cuda" else _emulator_run()
-    return lambda operands: run(launch, operands)
+    steps = dispatch.steps(problem, target(device), kernel)
+    launch = _cuda_run() if device == "cuda" else _emulator_run()
+
+    def run(operands: Mapping[str, Any]) -> None:
+        for step in steps:
+            launch(step.launch, step.operands(operands))
+
+    return run
 
 
 def bind(run: Run, operands: Mapping[str, Any]) -> Callable[[], None]:

@@ -9,6 +9,7 @@ import numpy as np
 
 from . import execute
 from .arguments import prepare
+from .borrow import borrow
 from .launch import Launch, Target
 from .problem import ConvProblem
 
@@ -20,10 +21,11 @@ class Explanation:
     Attributes:
         problem: what is computed.
         device: "cpu", "cuda" or "emulator".
-        kernel: the chosen row of the dispatch table, or the NumPy engine's strategy.
+        kernel: the chosen row of the dispatch table, "phases" where each phase of a dilated input is a launch of its
+            own, or the NumPy engine's strategy.
         rows: every row of the table, in order, with the reason why it refuses, None where it could run.
         target: the GPU planned for; None on the CPU.
-        launch: grid, block, template arguments; None on the CPU.
+        launch: grid, block, template arguments (of the first phase); None on the CPU.
         registers, shared_bytes: per thread and per block, of the compiled kernel; None if it was not compiled.
         flops, bytes: work and least memory traffic.
         workspace_bytes: scratch memory.
@@ -99,11 +101,14 @@ def explain(
     """
     # Zeros, not empty: the NumPy engine looks for infinite weights. The system hands them out untouched.
     arrays = [a if a is None or hasattr(a, "dtype") else np.zeros(a, np.dtype(dtype)) for a in (x, w, bias)]
-    call = prepare(*arrays, transposed=transposed, **options)
-    where = execute.device_of(call.library, device or ("emulator" if arch and call.library == "numpy" else None))
-    if where == "cpu":
-        return _on_cpu(call.problem, call.operands)
-    return _on_gpu(call.problem, where, execute.target(where, arch), kernel)
+    with borrow(dict(zip(("x", "w", "bias"), arrays, strict=True)) | options) as lent:
+        call = prepare(**lent.arguments, transposed=transposed)
+        where = execute.device_of(call.library, device or ("emulator" if arch and call.library == "numpy" else None))
+        if where == "cpu":
+            return _on_cpu(call.problem, call.operands)
+        if isinstance(where, execute.Recorder):
+            return _on_gpu(call.problem, "recorder", where.target, kernel)
+        return _on_gpu(call.problem, where, execute.target(where, arch), kernel)
 
 
 def _on_cpu(problem: ConvProblem, operands: dict[str, Any]) -> Explanation:
@@ -126,14 +131,18 @@ def _on_gpu(problem: ConvProblem, device: str, target: Target, kernel: str | Non
     from . import dispatch
     from .cuda import CudaUnavailable, compiler
 
-    row = dispatch.select(problem, target, kernel)
-    launch = row.plan(problem, target)
-    rows = tuple((r.name, r.refuses(problem, target) or _passed_over(problem, r.name)) for r in dispatch.TABLE)
+    name = dispatch.select(problem, target, kernel).name
+    rows = [(r.name, r.refuses(problem, target) or _passed_over(problem, r.name)) for r in dispatch.TABLE]
+    steps = dispatch.steps(problem, target, kernel)
+    launch = steps[0].launch
+    if any(d > 1 for d in problem.input_dilations):
+        rows.insert(0, ("phases", dispatch.unphased(problem, target)))
+        name = "phases" if len(steps) > 1 else name
     registers = shared = None
     try:
         compiled = compiler.compile_launch(launch, target.arch)
         registers, shared = compiled.registers, compiled.shared_bytes + launch.shared_bytes
     except CudaUnavailable:
         pass  # without NVRTC the choice can still be explained
-    work = (problem.flops, problem.bytes, launch.workspace_bytes)
-    return Explanation(problem, device, row.name, rows, target, launch, registers, shared, *work)
+    work = (problem.flops, problem.bytes, max(step.launch.workspace_bytes for step in steps))
+    return Explanation(problem, device, name, tuple(rows), target, launch, registers, shared, *work)

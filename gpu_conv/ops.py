@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from . import execute
-from .arguments import Call, prepare
+from .arguments import prepare
 from .arrays import Array
+from .borrow import borrow, untraced
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -29,6 +30,7 @@ class ConvOptions(TypedDict, total=False):
     residual: Array | None
     x_zero_point: Any
     w_zero_point: Any
+    requantize: Any
     out: Array | None
     out_dtype: Any
     precision: str
@@ -57,11 +59,14 @@ class ConvTransposeOptions(TypedDict, total=False):
     device: str | None
 
 
-def _run(call: Call, device: str | None, kernel: str | None) -> Array:
-    where = execute.device_of(call.library, device)
-    if call.problem.y.size:
-        execute.prepare(call, where, kernel)(call.operands)
-    return call.result
+@untraced
+def _run(options: dict[str, Any], device: str | None, kernel: str | None, **operator: Any) -> Array:
+    with borrow(options) as lent:
+        call = prepare(**lent.arguments, **operator, empty=lent.empty)
+        where = execute.device_of(call.library, device)
+        if call.problem.y.size:
+            execute.prepare(call, where, kernel)(call.operands)
+        return lent.give(call.result)
 
 
 def conv(
@@ -83,6 +88,7 @@ def conv(
     residual: Array | None = None,
     x_zero_point: Any = 0,
     w_zero_point: Any = 0,
+    requantize: Any = None,
     out: Array | None = None,
     out_dtype: Any = None,
     precision: str = "ieee",
@@ -95,7 +101,8 @@ def conv(
     float64, int32 for 8-bit integers), rounded once.
 
     Args:
-        x: input ``[n, c, *spatial]`` in ``input_layout``; NumPy (computed on the CPU) or CuPy (on the current stream).
+        x: input ``[n, c, *spatial]`` in ``input_layout``: NumPy (computed on the CPU), CuPy (on the current stream), or
+            of another library with DLPack or the CUDA array interface (PyTorch, JAX, Numba), whose kind is handed back.
             float16, bfloat16, float32, float64, int8, uint8; on the CPU also other integers and complex numbers.
         w: filter ``[o, c / groups, *filter]`` in ``filter_layout``, of x's dtype (int8 and uint8 may mix).
         bias: ``[o]`` (or one value, or an array that broadcasts to the result along its channel axis), or None.
@@ -111,12 +118,16 @@ def conv(
         filter_layout: permutation of ``o``, ``i`` and the spatial axes, default ``oihw``; ``ogihw`` has a group axis.
         output_layout: layout of the result, default ``input_layout``.
         activation: "relu", "relu6", "sigmoid", "tanh", "silu", "hard_sigmoid", "hard_swish", "gelu", "elu", "softplus",
-            ("clip", lo, hi), ("leaky_relu", alpha), or None.
+            "softsign", "celu", "selu", "linear", "shrink", "thresholded_relu", ("clip", lo, hi), ("leaky_relu", alpha),
+            ("scaled_tanh", alpha, beta), ("parametric_softplus", alpha, beta), or None.
         residual: array with the shape and dtype of the result, added before the activation.
         x_zero_point: integer subtracted from an 8-bit x; padding contributes zero.
         w_zero_point: integer, or one per output channel ``[o]``, subtracted from an 8-bit w.
+        requantize: ``(scale, zero_point)``, the scale a number or one per output channel ``[o]``: the sum becomes
+            ``saturate(round((sum + bias) * scale) + zero_point)`` of int8 or uint8 (see :func:`qlinear_conv`), and
+            ``out_dtype`` is by default the type of the zero point if it has 8 bits, else that of x.
         out: array to write the result into; must not share memory with x or w.
-        out_dtype: dtype of the result; default x's, int32 for 8-bit integers.
+        out_dtype: dtype of the result; default x's, int32 for 8-bit integers that are not requantised.
         precision: "ieee", or "tf32" to let the GPU round float32 operands to TF32.
         kernel: force a row of the dispatch table by name (CuPy and the emulator).
         device: None (follow the arrays), "cpu", "cuda", or "emulator" (the CUDA kernels on NumPy arrays, on the CPU).
@@ -138,12 +149,13 @@ def conv(
     """
     options = locals()
     del options["kernel"], options["device"]
-    return _run(prepare(**options), device, kernel)
+    return _run(options, device, kernel)
 
 
 def _fixed(rank: int, transposed: bool, x: Array, w: Array, bias: Array | None, options: dict[str, Any]) -> Array:
     device, kernel = options.pop("device", None), options.pop("kernel", None)
-    return _run(prepare(x, w, bias, rank=rank, transposed=transposed, **options), device, kernel)
+    arrays = {"x": x, "w": w, "bias": bias}
+    return _run(arrays | options, device, kernel, rank=rank, transposed=transposed)
 
 
 def conv1d(x: Array, w: Array, bias: Array | None = None, **options: Unpack[ConvOptions]) -> Array:
@@ -242,7 +254,7 @@ def conv_transpose(
     """
     options = locals()
     del options["kernel"], options["device"]
-    return _run(prepare(transposed=True, **options), device, kernel)
+    return _run(options, device, kernel, transposed=True)
 
 
 def conv_transpose1d(x: Array, w: Array, bias: Array | None = None, **options: Unpack[ConvTransposeOptions]) -> Array:

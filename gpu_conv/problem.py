@@ -35,6 +35,7 @@ ITEMSIZE = {
     "complex64": 8,
     "complex128": 16,
 }
+REQUANTIZATION = "requantization"  # in the place of the bias: records of gpu_conv/requantize.py, of 16 bytes
 
 
 def output_size(size: int, k: int, stride: int, lo: int, hi: int, dilation: int, input_dilation: int = 1) -> int:
@@ -99,7 +100,7 @@ class ConvProblem:
         strides, dilations, input_dilations: one integer >= 1 per spatial axis.
         padding: one pair ``(lo, hi)`` per spatial axis; negative crops.
         accumulate: dtype of the sum: float32, float64, int32, int64, complex64 or complex128.
-        bias: dtype of the bias ``[g * o]`` (contiguous), or None.
+        bias: dtype of the bias ``[g * o]`` (contiguous), REQUANTIZATION where such records take its place, or None.
         residual: tensor with the shape of y, or None.
         activation: applied after bias and residual, or None.
         x_zero_point: whether one int32 is subtracted from x; padding contributes zero after the subtraction.
@@ -190,6 +191,11 @@ class ConvProblem:
         )
 
     @property
+    def requantizes(self) -> bool:
+        """Whether integer sums are scaled and rounded to 8 bits before they are stored."""
+        return self.bias == REQUANTIZATION
+
+    @property
     def flops(self) -> int:
         """Two per product; taps in the padding and between dilated input elements are counted as if computed."""
         return 2 * self.y.size * self.taps // prod(self.input_dilations)
@@ -199,7 +205,7 @@ class ConvProblem:
         """The fewest bytes that device memory must move: touched input, filter, bias and residual once, output once."""
         total = _touched(self) * ITEMSIZE[self.x.dtype] + self.w.nbytes + self.y.nbytes
         if self.bias:
-            total += self.out_channels * ITEMSIZE[self.bias]
+            total += self.out_channels * (16 if self.requantizes else ITEMSIZE[self.bias])
         return total + (self.residual.nbytes if self.residual else 0)
 
     def __str__(self) -> str:

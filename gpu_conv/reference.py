@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from . import requantize
 from .problem import ConvProblem
 
 Array = npt.NDArray[Any]
@@ -38,6 +39,9 @@ def convolve(problem: ConvProblem, operands: Mapping[str, Any], *, magnitude: bo
         axes = zip(k, problem.dilations, problem.strides, problem.out_spatial, strict=True)
         window = _last(slice(i * d, i * d + (out - 1) * s + 1, s) for i, d, s, out in axes)
         y += np.einsum("ngc...,goc->ngo...", padded[window], w[_last(k)])
+    if problem.requantizes:
+        records = requantize.records(operands["bias"]).reshape(*y.shape[1:3], *(1,) * problem.rank)
+        return np.zeros_like(y) if magnitude else requantize.apply(y, records, problem.y.dtype)
     if problem.bias:
         bias = shrink(operands["bias"].astype(wide))
         y += bias.reshape(*y.shape[1:3], *(1,) * problem.rank)

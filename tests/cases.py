@@ -12,8 +12,7 @@ import ml_dtypes  # noqa: F401  (registers bfloat16)
 import numpy as np
 
 from gpu_conv import arguments
-
-from .tolerance import assert_close
+from gpu_conv.testing.tolerance import assert_close
 
 GUARD = 64  # elements on each side of an output
 SENTINEL = 77  # what an integer output holds before
@@ -139,6 +138,10 @@ def _depthwise():
     yield from _spread(
         "dw3d strides", (1, 6, 4, 9, 8), (6, 1, 3, 3, 3), ("float16",), groups=6, padding=1, strides=(1, 2, 2)
     )
+    integers = {"groups": 8, "padding": 1, "x_zero_point": -5}
+    yield Case("dw int8", (1, 8, 9, 7), (8, 1, 3, 3), "int8", True, options=integers)
+    requantised = {"groups": 8, "padding": 2, "strides": 2, "requantize": (np.geomspace(1e-3, 0.1, 8), 100)}
+    yield Case("dw requantised", (1, 8, 9, 6), (8, 1, 5, 5), "uint8", True, options=requantised | {"x_zero_point": 131})
     for width in range(1, 18):
         yield Case(
             f"dw width {width}",
@@ -168,6 +171,8 @@ def _pointwise():
         yield from _spread(f"pw {pixels} pixels", (1, 16, 1, pixels), (16, 16, 1, 1), ("float16",))
     yield from _spread("pw tf32", (1, 24, 6, 6), (40, 24, 1, 1), ("float32",), precision="tf32")
     yield from _spread("pw int8", (1, 32, 5, 6), (24, 32, 1, 1), ("int8", "uint8"))
+    scales = np.geomspace(1e-4, 1e-2, 24)
+    yield from _spread("pw requantised", (1, 32, 5, 6), (24, 32, 1, 1), ("uint8",), requantize=(scales, 7))
 
 
 def _dense():
@@ -184,6 +189,8 @@ def _dense():
     yield from _spread(
         "int8", (1, 5, 6, 7), (6, 5, 3, 3), ("int8", "uint8"), padding=1, x_zero_point=3, w_zero_point=np.arange(6)
     )
+    eighths = (1 / 512, np.uint8(130))  # many halves
+    yield from _spread("requantised", (1, 8, 6, 7), (6, 4, 3, 3), ("int8",), groups=2, padding=1, requantize=eighths)
     yield from _spread("other layout", (1, 4, 5, 6), (6, 4, 3, 3), ("float32",), padding=1, output_layout="chwn")
     yield from _spread(
         "deconv k4 s2", (1, 4, 5, 6), (4, 6, 4, 4), ("float32", "float16"), transposed=True, strides=2, padding=1

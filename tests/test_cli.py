@@ -219,17 +219,23 @@ def test_options_of_explain_that_do_not_fit() -> None:
 def test_version_and_help() -> None:
     assert call("--version").stdout.strip() == f"gpu-conv {gpu_conv.__version__}"
     help_text = call("--help").stdout
-    assert all(command in help_text for command in ("classify", "run", "explain"))
+    assert all(name in help_text for name in ("classify", "run", "explain", "emulate", "warmup", "doctor"))
 
 
-def test_debug_shows_the_traceback() -> None:
-    result = call("--debug", "explain", "--x", "a", "--w", "1")
-    assert isinstance(result.exception, ValueError)
+def test_a_traceback_is_shown_on_demand(monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong = ("explain", "--x", "a", "--w", "1")
+    assert isinstance(call("--traceback", *wrong).exception, ValueError)
+    monkeypatch.setenv("GPU_CONV_TRACEBACK", "1")
+    assert isinstance(call(*wrong).exception, ValueError)
 
 
 def test_a_bug_is_not_mistaken_for_a_users_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu_conv, "explain", lambda *_, **__: {}["bug"])
-    assert isinstance(call("explain", "--x", "1,8,9,9", "--w", "8,8,3,3").exception, KeyError)
+    good = ("explain", "--x", "1,8,9,9", "--w", "8,8,3,3")
+    result = call(*good)
+    assert result.exit_code == 70
+    assert "KeyError: 'bug'; this is a bug: gpu-conv --traceback" in " ".join(result.stderr.split())
+    assert isinstance(call("--traceback", *good).exception, KeyError)
 
 
 @pytest.mark.parametrize("missing", ["typer", "rich"])

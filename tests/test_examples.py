@@ -15,7 +15,8 @@ PUBLIC = [
     *((webnn, name) for name in webnn.__all__),
     *((lax, name) for name in lax.__all__ if name != "ConvDimensionNumbers"),
 ]
-PAGES = sorted(Path(__file__).parents[1].glob("docs/*.md"))
+ROOT = Path(__file__).parents[1]
+PAGES = sorted(ROOT.glob("docs/*.md"))
 
 
 def check(example):
@@ -34,6 +35,17 @@ def test_example(module, name):
 def test_page(page):
     text = page.read_text(encoding="utf-8")
     for block in re.findall(r"^```py\w*\n(.*?)^```", text, re.M | re.S):
-        assert block.startswith(">>>"), f"only code with >>> is run: {block}"
+        # test_testing.py runs what begins with a comment: whole files, and what needs PyTorch or JAX
+        assert block.startswith((">>>", "# ")), f"only code with >>> is run: {block}"
     without_fences = re.sub(r"^```.*$", "", text, flags=re.M)
     check(doctest.DocTestParser().get_doctest(without_fences, {}, page.name, str(page), 0))
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", *PAGES], ids=lambda page: page.stem)
+def test_links(page):
+    """Relative links lead to files of the repository; after a ``#`` behind a test file stands one of its tests."""
+    for target in re.findall(r"\]\(([^)#:]*)(?:#(\w+))?\)", page.read_text()):
+        path, test = target
+        file = page.parent / path
+        assert not path or file.exists(), path
+        assert not (test and file.suffix == ".py") or f"def {test}(" in file.read_text(), target

@@ -171,6 +171,11 @@ WRONG = {
         ValueError,
         r"a scalar or \(4,\), one per output channel, got the shape \(3,\)",
     ),
+    "zero point range": (
+        conv(X.astype(np.int8), W.astype(np.int8), x_zero_point=128),
+        ValueError,
+        "x_zero_point must be in the range of int8, got 128",
+    ),
     # devices and kernels
     "device": (conv(device="gpu"), ValueError, "device must be None or one of cpu, cuda, emulator, got 'gpu'"),
     "device cuda": (conv(device="cuda"), TypeError, "device='cuda' computes on cupy arrays, got numpy arrays"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,8 +13,9 @@ import typer.core
 from .. import __version__
 from .output import err
 
-# What the library raises for wrong input and missing parts. Anything else is a bug and keeps its traceback.
+# What the library raises for wrong input and missing parts. Anything else is a bug, and says so.
 _FOR_THE_USER = (ValueError, TypeError, OSError, ImportError, RuntimeError, MemoryError)
+_WRONG_CALL, _BUG = 2, 70  # exit statuses; 1 is a check that found something
 
 
 class Device(str, Enum):
@@ -25,24 +27,53 @@ class Device(str, Enum):
 
 
 class _Group(typer.core.TyperGroup):
-    """Turns an error that is meant for the user into one message and exit status 2."""
+    """Turns an error into one message and an exit status; ``--traceback`` keeps it."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
         except (typer.Exit, typer.Abort):
             raise
-        except _FOR_THE_USER as error:
-            if ctx.params.get("debug"):
+        except Exception as error:
+            if ctx.params.get("traceback") or hasattr(error, "exit_code"):  # Typer's own: it prints the usage
                 raise
-            err.print(f"error: {_message(error)}", style="red", markup=False, soft_wrap=True)
-            raise typer.Exit(2) from error
+            bug = not isinstance(error, _FOR_THE_USER)
+            advice = "; this is a bug: gpu-conv --traceback ... shows where, please report it" if bug else ""
+            err.print(f"error: {_message(error)}{advice}", style="red", markup=False, soft_wrap=True)
+            raise typer.Exit(_BUG if bug else _WRONG_CALL) from error
 
 
 def _message(error: BaseException) -> str:
     if isinstance(error, OSError) and error.filename:
         return f"{error.filename}: {error.strerror}"
-    return str(error) or type(error).__name__
+    if isinstance(error, _FOR_THE_USER):
+        return str(error) or type(error).__name__
+    return f"{type(error).__name__}: {error}"
+
+
+def _completed(*words: str) -> Callable[[str], list[str]]:
+    """Shell completion from a list of words."""
+    return lambda incomplete: [word for word in words if word.startswith(incomplete)]
+
+
+def _kernels(incomplete: str) -> list[str]:
+    from ..dispatch import TABLE
+
+    return [row.name for row in TABLE if row.name.startswith(incomplete)]
+
+
+def _archs(incomplete: str) -> list[str]:
+    from ..cuda.targets import KNOWN_TARGETS
+
+    return [arch for arch in KNOWN_TARGETS if arch.startswith(incomplete)]
+
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]
+_DTYPES = _completed("float32", "float16", "bfloat16", "float64", "int8", "uint8")
+_ACTIVATIONS = _completed(
+    *("relu", "relu6", "sigmoid", "tanh", "silu", "hard_sigmoid", "hard_swish", "gelu", "elu", "softplus")
+)
+_NETS = ("mobilenet_v2", "efficientnet_lite0")
 
 
 app = typer.Typer(
@@ -65,7 +96,9 @@ def _options(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")
     ] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    traceback: Annotated[
+        bool, typer.Option("--traceback", envvar="GPU_CONV_TRACEBACK", help="Show the traceback of an error.")
+    ] = False,
 ) -> None:
     pass
 
@@ -76,16 +109,21 @@ def classify(
         list[Path] | None, typer.Argument(help="Pictures. Without any, four that the demo extra brings.")
     ] = None,
     model: Annotated[
-        str, typer.Option(help="mobilenet_v2, efficientnet_lite0, or the path of an ONNX classifier.")
+        str,
+        typer.Option(
+            help="mobilenet_v2, efficientnet_lite0, or the path of an ONNX classifier.",
+            autocompletion=_completed(*_NETS),
+        ),
     ] = "mobilenet_v2",
     top: Annotated[int, typer.Option(min=1, help="How many classes to print.")] = 5,
     profile: Annotated[bool, typer.Option("--profile", help="Print time and kernel of every layer.")] = False,
     device: Annotated[Device, typer.Option(help="Where the convolutions run.")] = Device.CPU,
+    json: Json = False,
 ) -> None:
     """Say what is in a picture, with a pretrained MobileNet or an ONNX classifier of your own."""
     from .classify import classify as command
 
-    command(images or [], model, top, profile, device.value)
+    command(images or [], model, top, profile, device.value, json)
 
 
 @app.command()
@@ -96,11 +134,12 @@ def run(
     ] = None,
     output: Annotated[Path | None, typer.Option(help="Folder for the outputs, one .npy file each.")] = None,
     device: Annotated[Device, typer.Option(help="Where the convolutions run.")] = Device.CPU,
+    json: Json = False,
 ) -> None:
     """Run an ONNX model on arrays from .npy files."""
     from .run import run as command
 
-    command(model, inputs or [], output, device.value)
+    command(model, inputs or [], output, device.value, json)
 
 
 @app.command()
@@ -115,11 +154,18 @@ def explain(
     groups: Annotated[int, typer.Option(help="Groups of channels.")] = 1,
     input_layout: Annotated[str | None, typer.Option(help="nchw, nhwc, ncw, ndhwc, ...")] = None,
     filter_layout: Annotated[str | None, typer.Option(help="oihw, hwio, ohwi, ihwo, ...")] = None,
-    activation: Annotated[str | None, typer.Option(help="relu6, silu, ...")] = None,
-    dtype: Annotated[str, typer.Option(help="float32, float16, bfloat16, float64, int8.")] = "float32",
+    activation: Annotated[str | None, typer.Option(help="relu6, silu, ...", autocompletion=_ACTIVATIONS)] = None,
+    dtype: Annotated[
+        str, typer.Option(help="float32, float16, bfloat16, float64, int8.", autocompletion=_DTYPES)
+    ] = "float32",
     device: Annotated[Device | None, typer.Option(help="Explain for this device.")] = None,
-    arch: Annotated[str | None, typer.Option(help="Explain for a GPU that is not here: sm_90a.")] = None,
-    kernel: Annotated[str | None, typer.Option(help="Force this row of the dispatch table.")] = None,
+    arch: Annotated[
+        str | None, typer.Option(help="Explain for a GPU that is not here: sm_90a.", autocompletion=_archs)
+    ] = None,
+    kernel: Annotated[
+        str | None, typer.Option(help="Force this row of the dispatch table.", autocompletion=_kernels)
+    ] = None,
+    json: Json = False,
 ) -> None:
     """Show which kernel a convolution gets, why the others were refused, and what it costs."""
     from .explain import explain as command
@@ -127,7 +173,7 @@ def explain(
     texts = {"strides": strides, "padding": padding, "dilations": dilations}
     options: dict[str, Any] = {"groups": groups, "input_layout": input_layout, "filter_layout": filter_layout}
     options |= {"activation": activation, "dtype": dtype, "arch": arch, "kernel": kernel}
-    command(x, w, texts, options | {"device": device and device.value})
+    command(x, w, texts, options | {"device": device and device.value}, json)
 
 
 @app.command()
@@ -140,16 +186,61 @@ def emulate(
     groups: Annotated[int, typer.Option(help="Groups of channels.")] = 1,
     input_layout: Annotated[str | None, typer.Option(help="nchw, nhwc, ncw, ndhwc, ...")] = None,
     filter_layout: Annotated[str | None, typer.Option(help="oihw, hwio, ohwi, ihwo, ...")] = None,
-    activation: Annotated[str | None, typer.Option(help="relu6, silu, ...")] = None,
-    dtype: Annotated[str, typer.Option(help="float32, float16, bfloat16, float64.")] = "float32",
-    arch: Annotated[str, typer.Option(help="Whose PTX to run: sm_80, sm_90a, sm_120, ...")] = "sm_80",
-    kernel: Annotated[str | None, typer.Option(help="Force this row of the dispatch table.")] = None,
+    activation: Annotated[str | None, typer.Option(help="relu6, silu, ...", autocompletion=_ACTIVATIONS)] = None,
+    dtype: Annotated[
+        str, typer.Option(help="float32, float16, bfloat16, float64.", autocompletion=_DTYPES)
+    ] = "float32",
+    arch: Annotated[
+        str, typer.Option(help="Whose PTX to run: sm_80, sm_90a, sm_120, ...", autocompletion=_archs)
+    ] = "sm_80",
+    kernel: Annotated[
+        str | None, typer.Option(help="Force this row of the dispatch table.", autocompletion=_kernels)
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Run blocks and warps in a random order of this seed.")] = None,
+    json: Json = False,
 ) -> None:
     """Run a convolution's CUDA kernel on the CPU with every memory and race check on; exit status 1 if one fails."""
     from .emulate import emulate as command
 
     texts = {"strides": strides, "padding": padding, "dilations": dilations}
     options: dict[str, Any] = {"groups": groups, "input_layout": input_layout, "filter_layout": filter_layout}
-    if not command(x, w, texts, options | {"activation": activation, "dtype": dtype}, arch, kernel, seed):
+    if not command(x, w, texts, options | {"activation": activation, "dtype": dtype}, arch, kernel, seed, json):
+        raise typer.Exit(1)
+
+
+@app.command()
+def warmup(
+    model: Annotated[
+        str,
+        typer.Argument(help="An ONNX file, mobilenet_v2 or efficientnet_lite0.", autocompletion=_completed(*_NETS)),
+    ] = "mobilenet_v2",
+    arch: Annotated[
+        list[str] | None, typer.Option(help="Compile for this GPU: sm_90a. May be repeated.", autocompletion=_archs)
+    ] = None,
+    dim: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=SIZE", help="Size of an open axis of the inputs, as n=32.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Compile a model's kernels into the cache, without a GPU; without --arch, for the GPU that is here."""
+    from .warmup import warmup as command
+
+    command(model, arch or [], dim or [], json)
+
+
+@app.command()
+def doctor(
+    require: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Exit with status 1 if this is missing: cpu (the default), emulator, cuda, cache, onnx, demo, dask.",
+            autocompletion=_completed("cpu", "emulator", "cuda", "cache", "onnx", "demo", "dask", "torch", "jax"),
+        ),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Try everything that could be missing here, and say how to repair it."""
+    from .doctor import doctor as command
+
+    if not command(require or ["cpu"], json):
         raise typer.Exit(1)

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.table import Table
 from rich.text import Text
 
-from .output import out, progress
+from .output import out, print_json, progress
 from .session import Array, Session
 
 _BAR = 24  # characters for a probability of 1
 
 
-def classify(images: Sequence[Path], model: str, top: int, profile: bool, device: str) -> None:
+def classify(images: Sequence[Path], model: str, top: int, profile: bool, device: str, as_json: bool = False) -> None:
     """Print the ``top`` classes of each picture, and a profile of the last one if asked.
 
     Raises:
@@ -33,18 +34,27 @@ def classify(images: Sequence[Path], model: str, top: int, profile: bool, device
     files = list(images) or pictures.demonstration()
     with progress(f"loading {model}") as step:
         classifier = _Classifier(model, device, step)
+    pictures_found: list[dict[str, Any]] = []
     for file in files:
         picture = classifier.preprocess(file)
         with progress(f"classifying {file.name}"):
             began = time.perf_counter()
             probabilities = classifier(picture)
             seconds = time.perf_counter() - began
-        out.print(Text.assemble("\n", (file.name, "bold"), f"  {seconds * 1e3:.0f} ms"))
-        out.print(_table(probabilities, classifier.labels, top))
+        best = _best(probabilities, classifier.labels, top)
+        pictures_found.append({"file": str(file), "milliseconds": seconds * 1e3, "classes": best})
+        if not as_json:
+            out.print(Text.assemble("\n", (file.name, "bold"), f"  {seconds * 1e3:.0f} ms"))
+            out.print(_table(best))
+    report = None
     if profile:
         with progress(f"profiling {files[-1].name}"):
             report = classifier.profile(picture)
-        out.print(f"\n{report}", markup=False, soft_wrap=True)
+        if not as_json:
+            out.print(f"\n{report}", markup=False, soft_wrap=True)
+    if as_json:
+        steps = {} if report is None else {"profile": [asdict(record) for record in report]}
+        print_json({"model": model, "device": device, "pictures": pictures_found} | steps)
 
 
 class _Classifier:
@@ -83,17 +93,24 @@ class _Classifier:
         exponentials /= exponentials.sum()
         return exponentials
 
-    def profile(self, picture: Array) -> object:
+    def profile(self, picture: Array) -> Any:
         """What the runner measured, layer by layer."""
         return self.session.profile({self.input: picture})
 
 
-def _table(probabilities: Array, labels: Sequence[str], top: int) -> Table:
+def _best(probabilities: Array, labels: Sequence[str], top: int) -> list[dict[str, Any]]:
+    indices = map(int, np.argsort(-probabilities, kind="stable")[:top])
+    return [
+        {"label": _label(i, len(probabilities), labels), "index": i, "probability": float(probabilities[i])}
+        for i in indices
+    ]
+
+
+def _table(best: Sequence[Mapping[str, Any]]) -> Table:
     table = Table(box=None, show_header=False, pad_edge=False)
-    for index in np.argsort(-probabilities, kind="stable")[:top]:
-        p = float(probabilities[index])
-        bar = Text("█" * round(p * _BAR), style="green")
-        table.add_row(Text(_label(int(index), len(probabilities), labels)), f"{p:.3f}", bar)
+    for row in best:
+        bar = Text("█" * round(row["probability"] * _BAR), style="green")
+        table.add_row(Text(row["label"]), f"{row['probability']:.3f}", bar)
     return table
 
 

@@ -13,7 +13,7 @@ from ..arguments import Call, prepare
 from ..emulator import Emulator
 from ..emulator.report import Report
 from .explain import numbers, shape
-from .output import out
+from .output import out, print_json
 
 
 def emulate(
@@ -24,6 +24,7 @@ def emulate(
     arch: str,
     kernel: str | None,
     seed: int | None,
+    as_json: bool = False,
 ) -> bool:
     """Run and print; returns whether nothing was found. ``seed`` makes the schedule of blocks and warps random.
 
@@ -39,6 +40,11 @@ def emulate(
     target = execute.target("emulator", arch)
     launch = dispatch.plan(call.problem, target, kernel)
     report = Emulator(arch, seed=seed, strict=False).run(launch, call.operands)
+    if as_json:
+        facts = {"problem": str(call.problem), "arch": arch, "kernel": launch.name_expression, "grid": launch.grid}
+        findings = [str(finding) for finding in report.findings]
+        print_json(facts | {"block": launch.block, "findings": findings, "counters": _counters(call, report)})
+        return report.ok
     out.print(str(call.problem), markup=False, soft_wrap=True)
     out.print(f"{launch.name_expression} on {arch}, grid {launch.grid}, block {launch.block}", markup=False)
     out.print(_table(call, report))
@@ -47,19 +53,24 @@ def emulate(
     return report.ok
 
 
-def _table(call: Call, report: Report) -> Table:
+def _counters(call: Call, report: Report) -> dict[str, float]:
     c, outputs = report.counters, call.problem.y.size
+    return {
+        "findings": len(report.findings),
+        "instructions per output": c.thread_instructions / outputs,
+        "active lanes per instruction": c.simt_efficiency,
+        "sectors per load request": c.load_sectors_per_request,
+        "sectors per store request": c.store_sectors_per_request,
+        "distinct bytes moved over the least": (c.bytes_read + c.bytes_written) / call.problem.bytes,
+        "shared-memory wavefronts over conflict-free": c.bank_conflict_factor,
+        "mma instructions": c.mma,
+        "basic blocks": c.block_count,
+        "basic blocks covered": c.blocks_covered,
+    }
+
+
+def _table(call: Call, report: Report) -> Table:
     table = Table("counter (emulated)", "value")
-    for name, value in (
-        ("findings", len(report.findings)),
-        ("instructions per output", f"{c.thread_instructions / outputs:.1f}"),
-        ("active lanes per instruction", f"{c.simt_efficiency:.3f}"),
-        ("sectors per load request", f"{c.load_sectors_per_request:.2f}"),
-        ("sectors per store request", f"{c.store_sectors_per_request:.2f}"),
-        ("distinct bytes moved over the least", f"{(c.bytes_read + c.bytes_written) / call.problem.bytes:.3f}"),
-        ("shared-memory wavefronts over conflict-free", f"{c.bank_conflict_factor:.2f}"),
-        ("mma instructions", c.mma),
-        ("basic blocks covered", f"{c.blocks_covered} of {c.block_count}"),
-    ):
-        table.add_row(name, str(value))
+    for name, value in _counters(call, report).items():
+        table.add_row(name, f"{value:.3f}" if isinstance(value, float) else str(value))
     return table

@@ -7,12 +7,12 @@ from typing import Any
 
 import gpu_conv
 
-from .output import out
+from .output import out, print_json
 
 _PADDINGS = ("valid", "same_upper", "same_lower")
 
 
-def explain(x: str, w: str, texts: Mapping[str, str], options: Mapping[str, Any]) -> None:
+def explain(x: str, w: str, texts: Mapping[str, str], options: Mapping[str, Any], as_json: bool = False) -> None:
     """Print the report. ``texts`` are options that still have to be parsed, ``options`` may hold None for "not given".
 
     Raises:
@@ -22,7 +22,20 @@ def explain(x: str, w: str, texts: Mapping[str, str], options: Mapping[str, Any]
     parsed = {name: numbers(name, text) for name, text in texts.items()}
     given = {name: value for name, value in options.items() if value is not None}
     report = gpu_conv.explain(shape("x", x), shape("w", w), **parsed, **given)
-    out.print(str(report), markup=False, soft_wrap=True)
+    if as_json:
+        print_json(_facts(report))
+    else:
+        out.print(str(report), markup=False, soft_wrap=True)
+
+
+def _facts(report: gpu_conv.Explanation) -> dict[str, Any]:
+    launch, target = report.launch, report.target
+    facts: dict[str, Any] = {"problem": str(report.problem), "device": report.device, "kernel": report.kernel}
+    facts["rows"] = [{"kernel": name, "passed_over": reason} for name, reason in report.rows]
+    facts["target"] = target and {"arch": target.arch, "name": target.name, "bandwidth": target.bandwidth or None}
+    facts["launch"] = launch and {"kernel": launch.name_expression, "grid": launch.grid, "block": launch.block}
+    names = ("registers", "shared_bytes", "flops", "bytes", "workspace_bytes", "floor_us")
+    return facts | {name: getattr(report, name) for name in names}
 
 
 def shape(name: str, text: str) -> tuple[int, ...]:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.table import Table
 
-from .output import out, progress
+from .output import out, print_json, progress
 from .session import Array, Session
 
 
-def run(model: Path, inputs: Sequence[str], output: Path | None, device: str) -> None:
+def run(model: Path, inputs: Sequence[str], output: Path | None, device: str, as_json: bool = False) -> None:
     """Print a table of the outputs, and save them below ``output`` if it is given.
 
     Raises:
@@ -24,15 +25,26 @@ def run(model: Path, inputs: Sequence[str], output: Path | None, device: str) ->
         session = Session(model, device)
         step(f"running {model.name}")
         results = session(feeds)
+    files = [None] * len(results) if output is None else [output / file for file in _file_names(results)]
+    for file, value in zip(files, results.values(), strict=True):
+        if file is not None:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            np.save(file, value)
+    if as_json:
+        print_json({"outputs": [_facts(*item) for item in zip(results, results.values(), files, strict=True)]})
+        return
     table = Table("output", "dtype", "shape", "min", "mean", "max")
     for name, value in results.items():
-        table.add_row(name, value.dtype.name, str(value.shape), *_summary(value))
+        numbers = [f"{number:.6g}" for number in _summary(value)] or [""] * 3
+        table.add_row(name, value.dtype.name, str(value.shape), *numbers)
     out.print(table)
     if output is not None:
-        output.mkdir(parents=True, exist_ok=True)
-        for file, value in zip(_file_names(results), results.values(), strict=True):
-            np.save(output / file, value)
         out.print(f"saved {len(results)} files in {output}", markup=False, soft_wrap=True)
+
+
+def _facts(name: str, value: Array, file: Path | None) -> dict[str, Any]:
+    numbers = dict(zip(("min", "mean", "max"), _summary(value), strict=False))
+    return {"name": name, "dtype": value.dtype.name, "shape": value.shape, "file": file and str(file)} | numbers
 
 
 def _feed(text: str) -> tuple[str, Array]:
@@ -46,11 +58,12 @@ def _feed(text: str) -> tuple[str, Array]:
         raise ValueError(f"--input {text}: no .npy file of numbers: {error}") from error
 
 
-def _summary(value: Array) -> list[str]:
+def _summary(value: Array) -> list[float]:
+    """Smallest, mean and largest number; nothing where there is none."""
     if value.size == 0 or value.dtype.kind not in "biuf":
-        return ["", "", ""]
+        return []
     wide = value.astype(np.float64)
-    return [f"{number:.6g}" for number in (wide.min(), wide.mean(), wide.max())]
+    return [float(wide.min()), float(wide.mean()), float(wide.max())]
 
 
 def _file_names(names: Iterable[str]) -> list[str]:

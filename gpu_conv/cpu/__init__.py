@@ -11,7 +11,7 @@ Padding without a copy
 
 Memory
     Beyond operands and packed weights a run uses ``prepared.workspace_bytes``: one padded image, and blocks of at most
-    1 MiB (float32) of im2col columns and a few hundred KiB of sums, or a single pixel's where that is more.
+    512 KiB (float32) of im2col columns and a few hundred KiB of sums, or a single pixel's where that is more.
 
 Weights that are infinite or NaN take the plain sum over taps where the input is padded, so that padding contributes
 nothing, as everywhere.
@@ -28,7 +28,7 @@ import numpy as np
 
 from ..problem import ConvProblem
 from .depthwise import Depthwise
-from .exact import Guarded, carried
+from .exact import carried
 from .flat import FlatShift
 from .general import General
 from .im2col import Im2col
@@ -102,8 +102,7 @@ def prepare(problem: ConvProblem, w: Array, bias: Array | None = None, w_zero_po
     padded = any(lo > 0 or hi > 0 for lo, hi in problem.padding) or any(d > 1 for d in problem.input_dilations)
     if padded and carrier.kind != "i" and not np.isfinite(weights).all():
         return General(problem, weights, bias, carrier)
-    prepared = _build(problem, weights, bias, carrier)
-    return Guarded(prepared, weights, bias) if problem.x_zero_point and carrier.kind == "f" else prepared
+    return _build(problem, weights, bias, carrier)
 
 
 def _build(problem: ConvProblem, weights: Array, bias: Array | None, carrier: np.dtype[Any]) -> Prepared:

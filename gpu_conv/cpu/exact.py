@@ -6,14 +6,11 @@ largest L1 norm of a filter times the largest ``|x - x_zero_point|`` bounds that
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from ..problem import ConvProblem
-from .general import General
-from .prepared import Prepared, Step
 from .scratch import Array
 
 QUANTISED = ("int8", "uint8")
@@ -30,29 +27,3 @@ def carried(problem: ConvProblem, w: Array, w_zero_point: Array | None) -> tuple
     norms = np.abs(weights).sum(axis=tuple(range(2, w.ndim)))
     largest = int(norms.max(initial=0)) * (128 if problem.x.dtype == "int8" and not problem.x_zero_point else 255)
     return weights, np.dtype(next((carrier for limit, carrier in _EXACT if largest < limit), np.int64))
-
-
-class Guarded(Prepared):
-    """A strategy whose carrier is exact for zero points that x's dtype can hold, and the plain sum for all others."""
-
-    name = "guarded"
-
-    @classmethod
-    def refuses(cls, problem: ConvProblem) -> str | None:
-        return None if problem.x_zero_point else "x has no zero point"
-
-    def __init__(self, inner: Prepared, weights: Array, bias: Array | None) -> None:
-        super().__init__(inner.problem, weights, bias, inner.carrier)
-        self.name = inner.name  # type: ignore[misc]
-        self._inner, self._weights, self._bias = inner, weights, bias
-        self._limits = np.iinfo(inner.problem.x.dtype)
-
-    @property
-    def workspace_bytes(self) -> int:
-        return self._inner.workspace_bytes
-
-    def _steps(self, x: Array, y: Array, residual: Array | None, zero_point: Array | None) -> Iterator[Step]:
-        inner = self._inner
-        if zero_point is not None and not self._limits.min <= int(zero_point) <= self._limits.max:
-            inner = General(self.problem, self._weights, self._bias, np.dtype(np.int64))
-        return inner._steps(x, y, residual, zero_point)

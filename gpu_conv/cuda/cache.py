@@ -66,6 +66,16 @@ def write(key: str, facts: dict[str, object], cubin: bytes, ptx: bytes) -> None:
         _LOGGER.debug("kernel not cached: %s", error)
 
 
+def status() -> tuple[int, int, bool]:
+    """Number of kernels, their bytes, and whether this user can add to them (or make the folder)."""
+    path = cache_dir("kernels")
+    if not path.exists():
+        above = next(folder for folder in path.parents if folder.exists())
+        return 0, 0, os.access(above, os.W_OK)
+    sizes = [item.stat().st_size for item in path.iterdir() if not item.name.endswith(".tmp")]
+    return len(sizes), sum(sizes), _directory() is not None and os.access(path, os.W_OK)
+
+
 def _encode(key: str, facts: dict[str, object], cubin: bytes, ptx: bytes) -> bytes:
     header = json.dumps({"key": key, "cubin_bytes": len(cubin), "facts": facts}).encode()
     body = header + b"\n" + cubin + ptx

@@ -40,6 +40,11 @@ def run(launch: Launch, operands: Mapping[str, Any]) -> None:
         _prepare(launch, operands["y"].data.device_id)(operands)
 
 
+def cupy() -> Any:
+    """CuPy; CudaUnavailable where it is missing or finds no driver."""
+    return _cupy()
+
+
 def target(device_id: int | None = None) -> Target:
     """The GPU to plan for: the current device, or the one with this number.
 

@@ -1,6 +1,8 @@
 """One convolution through one row of the table in the emulator, against float64. Shared by the kernels' tests."""
 
 import re
+from collections.abc import Callable
+from dataclasses import dataclass
 from math import prod
 
 import ml_dtypes  # noqa: F401  (makes np.dtype("bfloat16") a name)
@@ -9,8 +11,9 @@ import pytest
 
 from gpu_conv import arguments, emulator, layout, reference
 from gpu_conv.cuda import compiler, source
-from gpu_conv.launch import Target
-from tests.tolerance import assert_close
+from gpu_conv.launch import Launch, Target
+from gpu_conv.problem import ConvProblem
+from gpu_conv.testing.tolerance import assert_close
 
 ARCHES = ("sm_80", "sm_120")  # the two PTX dialects
 # One multiprocessor: small problems are then planned like large ones.
@@ -39,16 +42,43 @@ def arrays(dtype, channels, groups, multiplier, size, taps, *, batch=2, last=Fal
 
 
 def guarded(shape, dtype):
-    """An output full of NaN (or 77) between guard elements, and a function that checks the guards."""
+    """An output between guard elements, a function that fills it with NaN (or 77), and one that checks the guards."""
     fill = np.array(77 if np.dtype(dtype).kind in "iu" else np.nan, dtype)
     buffer = np.full(prod(shape) + 2 * GUARD, fill, dtype)
     before = buffer[:GUARD].tobytes()
+
+    def clear():
+        buffer[...] = fill
 
     def check():
         assert buffer[:GUARD].tobytes() == before, "written before the output"
         assert buffer[-GUARD:].tobytes() == before, "written after the output"
 
-    return buffer[GUARD:-GUARD].reshape(shape), check
+    return buffer[GUARD:-GUARD].reshape(shape), clear, check
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """A convolution as one row plans it, to be run and compared as often as wanted (mutation testing does it often)."""
+
+    problem: ConvProblem
+    operands: dict[str, np.ndarray | None]
+    launch: Launch
+    target: str
+    exact: bool
+    clear: Callable[[], None]
+    check_guards: Callable[[], None]
+
+    def check(self):
+        """Run with every check on, and compare."""
+        self.clear()
+        emulator.Emulator(self.target).run(self.launch, self.operands)
+        self.check_guards()
+        y = self.operands["y"]
+        if self.exact:
+            np.testing.assert_array_equal(y, reference.convolve(self.problem, self.operands).astype(y.dtype))
+        else:
+            assert_close(y, self.problem, self.operands)
 
 
 def run(row, x, w, *, target="sm_80", bias=False, residual=False, exact=True, edit=None, seed=0, **options):
@@ -67,7 +97,7 @@ def run(row, x, w, *, target="sm_80", bias=False, residual=False, exact=True, ed
     rng = np.random.default_rng(seed)
     probe = arguments.prepare(x, w, **options)
     shape, dtype = probe.result.shape, probe.result.dtype
-    out, check_guards = guarded(shape, dtype)
+    out, clear, check_guards = guarded(shape, dtype)
     if bias:
         options["bias"] = numbers((probe.problem.out_channels,), bias, rng, exact)
     if residual:
@@ -78,13 +108,7 @@ def run(row, x, w, *, target="sm_80", bias=False, residual=False, exact=True, ed
     launch = row.plan(call.problem, TARGETS[target])
     if edit:
         launch = edit(launch)
-    emulator.Emulator(target).run(launch, call.operands)
-    check_guards()
-    if exact:
-        truth = reference.convolve(call.problem, call.operands)
-        np.testing.assert_array_equal(call.operands["y"], truth.astype(dtype))
-    else:
-        assert_close(call.operands["y"], call.problem, call.operands)
+    Case(call.problem, call.operands, launch, target, exact, clear, check_guards).check()
     return launch
 
 

@@ -1,8 +1,18 @@
 """The computed tolerance: how far a correctly rounded sum may lie from the float64 result."""
 
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 
-from gpu_conv import reference
+from .. import reference
+from ..arguments import prepare
+from ..borrow import ARRAYS, borrow
+from ..problem import ConvProblem
+
+Array = np.ndarray[Any, Any]
 
 # Unit roundoff; the accumulation of 16-bit inputs is float32.
 UNIT = {"float16": 2.0**-11, "bfloat16": 2.0**-8, "float32": 2.0**-24, "float64": 2.0**-53, "tf32": 2.0**-11}
@@ -10,7 +20,34 @@ UNIT = {"float16": 2.0**-11, "bfloat16": 2.0**-8, "float32": 2.0**-24, "float64"
 SLOPE = {"gelu": 1.13, "silu": 1.1, "hard_swish": 1.5}
 
 
-def tolerance(problem, operands, truth):
+def assert_conv_close(y: Any, x: Any, w: Any, bias: Any = None, *, transposed: bool = False, **options: Any) -> None:
+    """``y`` against the convolution of these arguments in float64, every element within the computed tolerance.
+
+    Args:
+        y: the result under test, in ``output_layout``.
+        x, w, bias, **options: the arguments of :func:`gpu_conv.conv`; arrays of any library and device.
+        transposed: those of :func:`gpu_conv.conv_transpose` instead.
+
+    Raises:
+        AssertionError: another shape or dtype, NaN or infinity in other places, or an error above the tolerance.
+    """
+    for name in ("device", "kernel", "out"):
+        options.pop(name, None)
+    call = prepare(**_on_host({"x": x, "w": w, "bias": bias} | options), transposed=transposed)
+    got = _on_host({"x": y})["x"]
+    assert got.shape == call.result.shape, f"shape {got.shape}, expected {call.result.shape}"
+    assert got.dtype == call.result.dtype, f"dtype {got.dtype}, expected {call.result.dtype}"
+    assert_close(call.y_view(got), call.problem, call.operands)
+
+
+def _on_host(arguments: dict[str, Any]) -> dict[str, Any]:
+    with borrow(arguments) as lent:
+        arrays = {name: array for name, array in lent.arguments.items() if name in ARRAYS and array is not None}
+        host = {name: array.get() if lent.library == "cupy" else array for name, array in arrays.items()}
+        return {**lent.arguments, **host}
+
+
+def tolerance(problem: ConvProblem, operands: Mapping[str, Any], truth: Array) -> Array:
     """u_out |truth| + slope (2 sqrt(K) u_acc S [+ 2 u_in S]), and 8 u_acc (S + |truth|) where an activation rounds too.
 
     S is the sum of magnitudes, K the number of products.
@@ -26,10 +63,11 @@ def tolerance(problem, operands, truth):
         slope = max(SLOPE.get(name, 1.0), abs(alpha) if name in ("elu", "leaky_relu", "hard_sigmoid") else 0.0)
         error = slope * error + 8 * accumulate * (scale * slope + np.abs(truth) + abs(beta))
     smallest = np.finfo(np.float16).smallest_subnormal if problem.y.dtype == "float16" else 1e-40
-    return bound + error + float(smallest)
+    total: Array = bound + error + float(smallest)
+    return total
 
 
-def assert_close(got, problem, operands):
+def assert_close(got: Array, problem: ConvProblem, operands: Mapping[str, Any]) -> None:
     """``got`` (axes n g o *spatial) against float64, every element within the computed tolerance.
 
     Integer problems must be equal (modulo the width of the output type).
