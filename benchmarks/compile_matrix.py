@@ -1,35 +1,45 @@
-"""Compile instantiations for every supported architecture, with no GPU: registers, spills, local memory, time.
+"""Compile what the dispatch table can ask for, for every architecture, with no GPU: registers, spills, local memory.
 
-    python benchmarks/compile_matrix.py "direct.cu:direct<float, 3>" --arch sm_80 --arch sm_90a --json matrix.json
+    python benchmarks/compile_matrix.py --json matrix.json                   # all: 14,000 kernels, 80 CPU minutes
+    python benchmarks/compile_matrix.py --arch sm_90a --sample 200 --seed 1  # a part drawn at random
+    python benchmarks/compile_matrix.py "direct.cu:direct<float, 3>"         # these only
 
-Exit status 1 if one does not compile, spills or uses local memory. ``compile_all`` is the part for other scripts.
+Exit status 1 if one does not compile, spills, uses local memory or draws a warning. Everything passes through the disk
+cache of compiled kernels, so that a run that was stopped goes on where it stopped; a whole run needs 3 GB there, so
+give it a folder of its own: GPU_CONV_CACHE=/tmp/matrix. ``instantiations.py`` says what is asked for.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import statistics
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
+import instantiations
 import typer
 from rich.console import Console
+from rich.progress import track
 from rich.table import Table
 
-from gpu_conv.cuda import CompileError, compiler, source
+from gpu_conv.cuda import CompileError, cache, compiler, source
+from gpu_conv.cuda.targets import KNOWN_TARGETS
 
-ARCHS = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90a", "sm_100", "sm_120")
+ARCHS = tuple(KNOWN_TARGETS)
+CACHED = 0.03  # CPU seconds: below, the disk cache had it; the fastest compilation takes 0.09
+WORST = 20  # builds listed by name
+
+Job = tuple[str, str, str]  # architecture, file below kernels/, name expression
 
 
 @dataclass(frozen=True)
 class Build:
-    """One instantiation for one architecture; ``error`` is None where it compiled.
-
-    ``seconds`` is near zero where the disk cache had it.
-    """
+    """One instantiation for one architecture; ``error`` is None where it compiled. ``seconds`` are of the CPU."""
 
     source: str
     name: str
@@ -43,22 +53,28 @@ class Build:
     error: str | None = None
 
     @property
+    def family(self) -> str:
+        return self.name.partition("<")[0]
+
+    @property
     def is_clean(self) -> bool:
         """Compiled, with everything in registers and no warning."""
         return not (self.error or self.spill_bytes or self.local_bytes or self.warnings)
 
 
-def build(file: str, name: str, arch: str) -> Build:
-    start = time.perf_counter()
+def build(job: Job) -> Build:
+    """Compile, or read from the disk cache."""
+    arch, file, name = job
+    start = time.thread_time()
     try:
         compiled = compiler.compile(source.load(file), name, arch)
     except CompileError as error:
-        return Build(file, name, arch, time.perf_counter() - start, error=str(error))
+        return Build(file, name, arch, time.thread_time() - start, error=str(error))
     return Build(
         file,
         name,
         arch,
-        time.perf_counter() - start,
+        time.thread_time() - start,
         compiled.registers,
         compiled.spill_bytes,
         compiled.local_bytes,
@@ -67,55 +83,100 @@ def build(file: str, name: str, arch: str) -> Build:
     )
 
 
-def compile_all(
-    instantiations: Iterable[tuple[str, str]], archs: Iterable[str] = ARCHS, threads: int = 2
-) -> Iterator[Build]:
-    """Every (file below ``kernels/``, name expression) for every architecture, in order, as soon as each is there."""
-    archs = tuple(archs)
-    jobs = [(file, name, arch) for file, name in dict.fromkeys(instantiations) for arch in archs]
+def compile_all(jobs: Iterable[Job], threads: int = 2) -> Iterator[Build]:
+    """Every job once, in order, as soon as each is there."""
     with ThreadPoolExecutor(threads) as pool:
-        yield from pool.map(lambda job: build(*job), jobs)
+        yield from pool.map(build, dict.fromkeys(jobs))
 
 
-def table(builds: Iterable[Build]) -> Table:
-    """One row per instantiation, one column per architecture: registers, then what is not clean."""
-    cells: dict[str, dict[str, Build]] = {}
+def jobs_of(archs: Iterable[str], sample: int | None, seed: int) -> list[Job]:
+    """All that the table can ask for, or as many of it drawn at random."""
+    found = instantiations.instantiations(archs) if sample is None else instantiations.sample(sample, seed, archs)
+    return [(arch, *key) for arch, key in found]
+
+
+def summary(builds: Iterable[Build]) -> list[dict[str, Any]]:
+    """One row per family and architecture."""
+    groups: dict[tuple[str, str], list[Build]] = {}
     for one in builds:
-        cells.setdefault(one.name, {})[one.arch] = one
-    archs = list(dict.fromkeys(arch for row in cells.values() for arch in row))
-    result = Table("kernel", *archs, "seconds", title="registers (S spilled bytes, L local bytes, W warnings)")
-    for name, row in cells.items():
-        texts = [_cell(row[arch]) if arch in row else "" for arch in archs]
-        result.add_row(name, *texts, f"{sum(one.seconds for one in row.values()):.2f}")
+        groups.setdefault((one.family, one.arch), []).append(one)
+    return [_row(family, arch, group) for (family, arch), group in sorted(groups.items())]
+
+
+def _row(family: str, arch: str, group: list[Build]) -> dict[str, Any]:
+    seconds = [one.seconds for one in group if one.seconds > CACHED]
+    return {
+        "family": family,
+        "arch": arch,
+        "instantiations": len(group),
+        "clean": sum(one.is_clean for one in group),
+        "registers": max(one.registers for one in group),
+        "spill_bytes": max(one.spill_bytes for one in group),
+        "local_bytes": max(one.local_bytes for one in group),
+        "seconds_median": round(statistics.median(seconds), 3) if seconds else None,
+        "seconds_worst": round(max(seconds), 3) if seconds else None,
+    }
+
+
+def table(rows: list[dict[str, Any]], title: str) -> Table:
+    """The summary for people; compile times are missing where everything came from the cache."""
+    columns = ("instantiations", "clean", "registers", "spill_bytes", "local_bytes", "seconds_median", "seconds_worst")
+    result = Table("family", "arch", *(name.replace("_", " ") for name in columns), title=title)
+    for row in rows:
+        style = None if row["clean"] == row["instantiations"] else "red"
+        cells = ("" if row[name] is None else str(row[name]) for name in columns)
+        result.add_row(row["family"], row["arch"], *cells, style=style)
     return result
 
 
-def _cell(one: Build) -> str:
-    if one.error:
-        return "[red]error[/red]"
-    marks = [("S", one.spill_bytes), ("L", one.local_bytes), ("W", len(one.warnings))]
-    extra = "".join(f" {mark}{value}" for mark, value in marks if value)
-    return f"{one.registers}[red]{extra}[/red]" if extra else str(one.registers)
+def report(builds: list[Build]) -> dict[str, Any]:
+    """What is kept as JSON: the summary, every build that is not clean, and those that need most registers."""
+    worst = sorted(builds, key=lambda one: -one.registers)[:WORST]
+    facts = ("source", "name", "arch", "registers", "spill_bytes", "local_bytes", "warnings", "error")
+
+    def listed(some: Iterable[Build]) -> list[dict[str, Any]]:
+        return [{name: asdict(one)[name] for name in facts} for one in some]
+
+    return {
+        "instantiations": len({(one.source, one.name) for one in builds}),
+        "builds": len(builds),
+        "summary": summary(builds),
+        "not_clean": listed(one for one in builds if not one.is_clean),
+        "most_registers": listed(worst),
+    }
 
 
 def main(
-    instantiations: Annotated[list[str], typer.Argument(help='"file.cu:kernel<arguments>"')],
+    kernels: Annotated[list[str] | None, typer.Argument(help='"file.cu:kernel<arguments>" instead')] = None,
     arch: Annotated[list[str] | None, typer.Option(help="architecture; all supported ones without it")] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="write every build as JSON")] = None,
-    threads: Annotated[int, typer.Option(help="compilations at a time")] = 2,
+    sample: Annotated[int | None, typer.Option(help="so many of all builds, drawn at random")] = None,
+    seed: Annotated[int, typer.Option(help="of the sample")] = 0,
+    json_file: Annotated[Path | None, typer.Option("--json", help="put the report there, beside other NVRTCs'")] = None,
+    threads: Annotated[int, typer.Option(help="compilations at a time")] = os.cpu_count() or 1,
 ) -> None:
-    """Compile instantiations and show what they take."""
-    pairs = [(file, name) for file, _, name in (text.partition(":") for text in instantiations)]
+    """Compile, and show what the kernels take."""
+    cache.MAX_BYTES = 1 << 40  # what was compiled an hour ago is still wanted
     console = Console()
     if not console.is_terminal:
         console = Console(width=160)  # a file has room for the names
-    builds = list(compile_all(pairs, arch or ARCHS, threads))
-    console.print(table(builds))
+    if kernels:
+        pairs = [text.partition(":") for text in kernels]
+        jobs: list[Job] = [(one, file, name) for file, _, name in pairs for one in arch or ARCHS]
+    else:
+        jobs = jobs_of(arch or ARCHS, sample, seed)
+    builds = list(
+        track(compile_all(jobs, threads), total=len(set(jobs)), console=console, disable=not console.is_terminal)
+    )
+    result = {"sample": sample, "seed": seed if sample else None} | report(builds)
+    console.print(table(result["summary"], f"{len(builds)} kernels, NVRTC {compiler.nvrtc_version()}"))
     for one in builds:
-        for message in filter(None, (one.error, *one.warnings)):
-            console.print(f"{one.name} {one.arch}: {message}", style="red", markup=False, highlight=False)
+        if not one.is_clean:
+            found = f"{one.registers} registers, {one.spill_bytes} bytes spilled, {one.local_bytes} local"
+            text = f"{one.arch} {one.name}: {one.error or found} {' '.join(one.warnings)}"
+            console.print(text, style="red", markup=False, highlight=False, soft_wrap=True)
     if json_file:
-        json_file.write_text(json.dumps([asdict(one) for one in builds], indent=1) + "\n")
+        reports = json.loads(json_file.read_text()) if json_file.exists() else {}
+        json_file.write_text(json.dumps(reports | {compiler.nvrtc_version(): result}, indent=1) + "\n")
     raise typer.Exit(0 if all(one.is_clean for one in builds) else 1)
 
 

@@ -16,6 +16,7 @@ from . import (
     depthwise_nchw_tile,
     depthwise_ncw,
     depthwise_nhwc,
+    depthwise_nhwc_int8,
     depthwise_nhwc_tile,
 )
 from .depthwise_common import THREADS, ctypes, three
@@ -132,6 +133,7 @@ ROWS = (
     *depthwise_ncw.ROWS,
     *depthwise_nhwc_tile.ROWS,
     *depthwise_nhwc.ROWS,
+    *depthwise_nhwc_int8.ROWS,
     *depthwise_nchw_tile.ROWS,
     *depthwise_nchw.ROWS,
     Row("depthwise", refuses, plan),

@@ -52,10 +52,11 @@ class Strip:
     itemsize: int = 0
 
 
-# Of the rows for the smallest size that covers the filter: one whose strip is one or two vectors (else the loads of a
-# warp are not coalesced: 14 columns in vectors of 2 reached 14 % of the copy bandwidth of an H100), then one that
-# wastes the fewest columns, then the first. 8 columns cost 18 (3x3), 34 (5x5) and 59 (7x7) issue slots per output.
-# min_blocks is the most that compiles without spills with every NVRTC from 12.9.
+# Of the rows for the smallest size that covers the filter: one whose strip is one or two vectors, or nearest to that
+# (else the loads of a warp are not coalesced: 14 columns in vectors of 2 reached 14 % of the copy bandwidth of an H100;
+# and 7x7 with 8 columns of single elements spills), then one that wastes the fewest columns, then the first. 8 columns
+# cost 18 (3x3), 34 (5x5) and 59 (7x7) issue slots per output. min_blocks is the most that compiles without spills with
+# every NVRTC from 12.9.
 STRIPS = (
     Strip(1, 3, 3, 8, 2, 4, itemsize=2),  # 79 registers, 6 blocks: 24 KB of loads in flight per multiprocessor
     Strip(1, 3, 3, 4, 2, 4),
@@ -76,7 +77,9 @@ def _strip(p: ConvProblem, vector: int) -> Strip | None:
     fitting = [s for s in fitting if depth <= s.depth and rows <= s.rows and columns <= s.columns]
     size = [(s.depth, s.rows, s.columns) for s in fitting[:1]]
     fitting = [s for s in fitting if (s.depth, s.rows, s.columns) in size and s.width * stride % vector == 0]
-    return min(fitting, key=lambda s: (s.width * stride > 2 * vector, -(-width // s.width) * s.width), default=None)
+    return min(
+        fitting, key=lambda s: (max(0, s.width * stride - 2 * vector), -(-width // s.width) * s.width), default=None
+    )
 
 
 def refuses(p: ConvProblem, target: Target) -> str | None:

@@ -61,6 +61,11 @@ def activation_parameters(activation: Activation | None, accumulate: str) -> tup
     return activation.code, alpha, beta
 
 
+def term_type(p: ConvProblem) -> str:
+    """How the kernels spell what the epilogue takes of a channel: the type of the bias, or ``Requantization``."""
+    return f"Requantization<{CTYPES[p.y.dtype]}>" if p.requantizes else CTYPES[p.bias or p.accumulate]
+
+
 def refuses(p: ConvProblem, target: Target) -> str | None:
     """Why the kernel cannot run the problem, or None."""
     if p.rank > 3:
@@ -72,7 +77,7 @@ def refuses(p: ConvProblem, target: Target) -> str | None:
         return f"sums are {p.accumulate}; direct sums in {', '.join(ACCUMULATORS)}"
     if p.y.dtype not in CTYPES:
         return f"y is {p.y.dtype}; direct stores {', '.join(CTYPES)}"
-    if p.bias is not None and p.bias not in CTYPES:
+    if p.bias is not None and p.bias not in CTYPES and not p.requantizes:
         return f"bias is {p.bias}; direct takes {', '.join(CTYPES)}"
     return None
 
@@ -167,6 +172,20 @@ def _tile(p: ConvProblem, channels_fast: bool, column: _Axis, target: Target) ->
     return tile, threads
 
 
+def _products(p: ConvProblem) -> int:
+    """``enum Products`` of the kernel."""
+    tensors = (p.x, p.w)
+    if any(t.dtype not in ("int8", "uint8") or t.align < 4 for t in tensors) or p.in_per_group % 4:
+        return 0
+
+    def aligned(t: Tensor) -> bool:
+        return all(n == 1 or s % 4 == 0 for a, (n, s) in enumerate(zip(t.shape, t.strides, strict=True)) if a != 2)
+
+    if any(t.strides[2] != 1 or not aligned(t) for t in tensors):
+        return 0
+    return 2 if p.x_zero_point or p.w_zero_point else 1
+
+
 def plan(p: ConvProblem, target: Target) -> Launch:
     """The launch; its grid is empty if y is."""
     axes = _axes(p)
@@ -209,12 +228,12 @@ def plan(p: ConvProblem, target: Target) -> Launch:
         beta=beta,
         **{"in": values("size")},
     )
-    types = [CTYPES[t] for t in (p.x.dtype, p.w.dtype, p.bias or p.accumulate, p.y.dtype, p.accumulate)]
+    types = [CTYPES[p.x.dtype], CTYPES[p.w.dtype], term_type(p), CTYPES[p.y.dtype], CTYPES[p.accumulate]]
     index = "int64" if wide else "int32"
     return Launch(
         source="direct.cu",
         kernel="direct",
-        template=(*types, index, channels_fast, tile, code),
+        template=(*types, index, _products(p), channels_fast, tile, code),
         grid=(-(-threads // THREADS), 1, 1),
         block=(THREADS, 1, 1),
         params=params,

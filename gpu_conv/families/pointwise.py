@@ -9,6 +9,7 @@ from math import prod
 from ..launch import CTYPES, Launch, Target, pack, struct
 from ..problem import ITEMSIZE, ConvProblem, Tensor
 from . import Row
+from .direct import term_type
 from .pointwise_model import Demand, choose
 from .pointwise_tiles import Engine, Tile
 
@@ -88,7 +89,7 @@ def plan(p: ConvProblem, target: Target, tile: Tile | None = None) -> Launch:
         source="pointwise.cu",
         kernel="pointwise",
         template=(
-            *(CTYPES[t] for t in (p.x.dtype, p.w.dtype, p.bias or p.accumulate, p.y.dtype)),
+            *(CTYPES[p.x.dtype], CTYPES[p.w.dtype], term_type(p), CTYPES[p.y.dtype]),
             demand.engine.value,
             p.activation.code if p.activation else 0,
             tile.cpp,
@@ -112,16 +113,18 @@ def demand_of(p: ConvProblem) -> Demand:
         k=p.in_per_group,
         x_size=ITEMSIZE[p.x.dtype],
         y_size=ITEMSIZE[p.y.dtype],
+        bias_size=16 if p.requantizes else 4,
         residual=p.residual is not None,
         engine=_engine(p),
         pixels_in_rows=access.pixels_in_rows,
         x_copy=access.x_copy,
         w_copy=access.w_copy,
+        one_axis=max(len(access.x_axes), len(access.y_axes)) == 1,
     )
 
 
 def _engine(p: ConvProblem) -> Engine:
-    if p.x_zero_point or p.w_zero_point:
+    if p.w_zero_point:
         return Engine.TENSOR_CORES_ZERO_POINTS
     if p.x.dtype == "float32" and p.precision != "tf32":
         return Engine.IEEE

@@ -17,9 +17,11 @@ class Demand:
         pixels, channels, k: sizes of the product of one group.
         groups: how many products.
         x_size, y_size: bytes per element.
+        bias_size: bytes per channel of what the epilogue takes.
         residual: whether a tensor like the output is read as well.
         engine, pixels_in_rows: as in the kernel's templates.
         x_copy, w_copy: bytes per asynchronous copy of x and w; less than 4: gathered element by element.
+        one_axis: whether the pixels of x, and those of y, have one stride.
     """
 
     pixels: int
@@ -33,6 +35,8 @@ class Demand:
     pixels_in_rows: bool
     x_copy: int = 16
     w_copy: int = 16
+    bias_size: int = 4
+    one_axis: bool = True
 
     def tile_sizes(self, tile: Tile) -> tuple[int, int]:
         """Pixels and channels of a tile."""
@@ -50,7 +54,7 @@ class Demand:
     def shared_bytes(self, tile: Tile) -> int:
         """Dynamic shared memory of a block, as ``kernels/pointwise.cu`` divides it."""
         pixels, channels = self.tile_sizes(tile)
-        bias = ceil(channels * 4 / 128) * 128
+        bias = ceil(channels * self.bias_size / 128) * 128
         chunks = ceil(tile.warp_columns * self.y_size / 16)
         pitch = 16 * (chunks | 1 if self.y_size < 4 else (chunks + 1) // 4 * 4 + 2)
         staging = tile.warps * tile.warp_rows * pitch
@@ -92,7 +96,8 @@ class Demand:
     @property
     def choices(self) -> tuple[Tile, ...]:
         """The tiles of this kind of product."""
-        return TILES[self.engine, self.pixels_in_rows]
+        tiles = TILES[self.engine, self.pixels_in_rows]
+        return tuple(tile for tile in tiles if self.one_axis or not tile.one_axis)
 
 
 def choose(demand: Demand, target: Target) -> Tile:

@@ -7,7 +7,7 @@ from enum import Enum
 
 
 class Engine(Enum):
-    """Arithmetic of a kernel; the values are the enumeration of ``kernels/pointwise.cu``."""
+    """Arithmetic of a kernel, the last for filters with zero points; ``enum Engine`` of ``pointwise_plan.cuh``."""
 
     IEEE = 0
     TENSOR_CORES = 1
@@ -27,6 +27,7 @@ class Tile:
         resident: whether the filter stays in shared memory while the block walks over pixel tiles.
         blocks: blocks per multiprocessor for which registers are allotted.
         split: whether several blocks share the k of a tile.
+        one_axis: whether registers suffice only where the pixels of x, and those of y, have one stride.
     """
 
     rows: int
@@ -39,6 +40,7 @@ class Tile:
     resident: bool
     blocks: int
     split: bool = False
+    one_axis: bool = False
 
     @property
     def warps(self) -> int:
@@ -63,9 +65,16 @@ def _resident(
 
 
 def _streaming(
-    rows: int, columns: int, slab: int, warp_rows: int, warp_columns: int, blocks: int, stages: int = 4
+    rows: int,
+    columns: int,
+    slab: int,
+    warp_rows: int,
+    warp_columns: int,
+    blocks: int,
+    stages: int = 4,
+    one_axis: bool = False,
 ) -> Tile:
-    return Tile(rows, columns, slab, warp_rows, warp_columns, stages, 1, False, blocks)
+    return Tile(rows, columns, slab, warp_rows, warp_columns, stages, 1, False, blocks, one_axis=one_axis)
 
 
 def _few(rows: int, columns: int, slab: int, k_warps: int, blocks: int, split: bool = False) -> Tile:
@@ -132,13 +141,13 @@ TILES: dict[tuple[Engine, bool], tuple[Tile, ...]] = {
         _few(16, 32, 256, 8, 2),
     ),
     (Engine.IEEE, True): (
-        _resident(256, 16, 64, 32, 16, 3),
+        _resident(256, 16, 64, 32, 16, 2),
         _resident(256, 24, 64, 32, 24, 2),
         _resident(256, 32, 64, 32, 32, 2),
         _resident(128, 64, 64, 32, 32, 2),
         _resident(128, 96, 64, 32, 48, 2),
         _resident(128, 144, 64, 32, 72, 1),
-        _streaming(128, 128, 64, 32, 64, 2, stages=3),
+        _streaming(128, 128, 64, 32, 64, 2, stages=3, one_axis=True),
         _streaming(128, 64, 64, 32, 32, 2),
         _streaming(64, 64, 64, 16, 32, 2),
         _few(16, 32, 256, 8, 2),
@@ -146,12 +155,12 @@ TILES: dict[tuple[Engine, bool], tuple[Tile, ...]] = {
         _few(32, 32, 128, 8, 2, split=True),
     ),
     (Engine.IEEE, False): (
-        _resident(16, 256, 64, 16, 32, 3),
+        _resident(16, 256, 64, 16, 32, 2),
         _resident(32, 256, 64, 32, 32, 2),
         _resident(64, 128, 64, 32, 32, 2),
         _resident(96, 128, 64, 24, 64, 2),
         _resident(144, 64, 64, 24, 32, 1),
-        _streaming(128, 128, 64, 64, 32, 2, stages=3),
+        _streaming(128, 128, 64, 64, 32, 2, stages=3, one_axis=True),
         _streaming(64, 128, 64, 32, 32, 2),
         _streaming(64, 64, 64, 16, 32, 2),
         _few(16, 32, 256, 8, 2),

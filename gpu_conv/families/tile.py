@@ -1,4 +1,4 @@
-"""Dense and grouped K x K convolution, channels last, 16-bit: the host half of ``kernels/conv_tile.cu``."""
+"""Dense and grouped K x K convolution, 16-bit floats and 8-bit integers: the host half of ``kernels/conv_tile.cu``."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from math import prod
 from ..launch import CTYPES, Launch, Target, pack, struct
 from ..problem import ITEMSIZE, ConvProblem, Tensor
 from . import Row
+from .direct import activation_parameters, term_type
 from .tile_model import Demand, Tile, choose
 
 PARAMS = struct(
@@ -28,6 +29,7 @@ PARAMS = struct(
 )
 
 _DTYPES = ("float16", "bfloat16")
+_INTEGERS = ("int8", "uint8")
 _LIMIT = 2**31
 _MOST_TAPS = 49  # every tap of a slab is unrolled
 
@@ -36,10 +38,12 @@ def refuses(p: ConvProblem, target: Target) -> str | None:
     """Why the kernel cannot run the problem, or None."""
     if target.capability < 80:
         return f"asynchronous copies and 16-row products need compute capability 8.0, {target.arch} has none"
-    if p.x.dtype not in _DTYPES or p.w.dtype != p.x.dtype or p.accumulate != "float32":
-        return f"computes float16 and bfloat16, got x {p.x.dtype}, w {p.w.dtype}"
-    if p.y.dtype not in (*_DTYPES, "float32"):
-        return f"stores float16, bfloat16 and float32, got {p.y.dtype}"
+    if p.x.dtype not in (*_DTYPES, *_INTEGERS) or p.accumulate not in ("float32", "int32"):
+        return f"computes float16, bfloat16, int8 and uint8, got x {p.x.dtype}, w {p.w.dtype}"
+    if p.y.dtype not in ((*_INTEGERS, "int32") if p.accumulate == "int32" else (*_DTYPES, "float32")):
+        return f"stores float16, bfloat16 and float32, of integers int8, uint8 and int32, got {p.y.dtype}"
+    if p.accumulate == "int32" and (p.w_zero_point or p.residual):
+        return "of integers, it takes no residual and no filter with zero points; 0 on the host is none"
     if p.rank not in (1, 2):
         return f"has 1 or 2 spatial axes, got {p.rank}"
     if any(d != 1 for d in p.input_dilations):
@@ -58,6 +62,8 @@ def _refuses_channels(p: ConvProblem) -> str | None:
 
 
 def _refuses_memory(p: ConvProblem) -> str | None:
+    if abs(p.w.strides[2]) >= _LIMIT:
+        return f"the channels of w must lie less than 2**31 elements apart, got strides {p.w.strides}"
     for name, t in (("x", p.x), ("y", p.y), ("residual", p.residual)):
         if t is None:
             continue
@@ -81,7 +87,7 @@ def _image_span(t: Tensor) -> int:
 
 def demand_of(p: ConvProblem) -> Demand:
     """The convolution as far as the choice of a tile depends on it."""
-    shared = p.in_per_group in (2, 4) and p.in_channels % 8 == 0
+    shared = p.in_per_group in (2, 4) and p.in_channels % 8 == 0 and p.x.dtype in _DTYPES
     sharing = 8 // p.in_per_group if shared else 1
     return Demand(
         images=p.batch,
@@ -98,6 +104,9 @@ def demand_of(p: ConvProblem) -> Demand:
         residual=p.residual is not None,
         x_gathered=not _Access(p).x_copy,
         w_gathered=not _Access(p).w_copy,
+        chunk=16 // ITEMSIZE[p.x.dtype],
+        term_size=16 if p.requantizes else 4,
+        costly=p.activation is not None and p.activation.name in ("gelu", "softplus"),
     )
 
 
@@ -122,6 +131,7 @@ def plan(p: ConvProblem, target: Target, tile: Tile | None = None) -> Launch:
     in_rows, in_columns = demand.sizes
     out_rows, out_columns = demand.out
     low = _pair(tuple(lo for lo, _ in p.padding), 0)
+    code, alpha, beta = activation_parameters(p.activation, p.accumulate)
     params = pack(
         PARAMS,
         x_image=p.x.strides[0],
@@ -133,8 +143,8 @@ def plan(p: ConvProblem, target: Target, tile: Tile | None = None) -> Launch:
         w_channel=p.w.strides[2],
         w_row=w_row,
         w_column=w_column,
-        alpha=p.activation.alpha if p.activation else 0.0,
-        beta=p.activation.beta if p.activation else 0.0,
+        alpha=alpha,
+        beta=beta,
         x_row=x_row,
         x_column=x_column,
         y_row=y_row,
@@ -168,8 +178,8 @@ def plan(p: ConvProblem, target: Target, tile: Tile | None = None) -> Launch:
         source="conv_tile.cu",
         kernel="conv_tile",
         template=(
-            *(CTYPES[t] for t in (p.x.dtype, p.bias or "float32", p.y.dtype)),
-            p.activation.code if p.activation else 0,
+            *(CTYPES[p.x.dtype], CTYPES[p.w.dtype], term_type(p), CTYPES[p.y.dtype]),
+            code,
             f"Filter<{', '.join(map(str, (*demand.filter, *demand.strides, *demand.dilations)))}>",
             tile.cpp(demand.blocks(tile, target)),
             _Access(p).cpp(demand.sharing),
@@ -205,19 +215,19 @@ class _Access:
 
     @property
     def x_copy(self) -> bool:
-        """Whether chunks of 8 channels of a pixel can be copied."""
-        p = self.p
-        whole = p.in_channels % 8 == 0 and (p.in_per_group % 8 == 0 or p.in_per_group in (2, 4))
-        aligned = p.x.align == 16 and all(s % 8 == 0 for s in _pixel_strides(p.x))
+        """Whether chunks of 16 bytes of a pixel can be copied."""
+        p, chunk = self.p, 16 // ITEMSIZE[self.p.x.dtype]
+        whole = p.in_per_group % chunk == 0 or (chunk == 8 and p.in_channels % 8 == 0 and p.in_per_group in (2, 4))
+        aligned = p.x.align == 16 and all(s % chunk == 0 for s in _pixel_strides(p.x))
         return whole and aligned and _channel_stride(p.x) == 1
 
     @property
     def w_copy(self) -> bool:
-        """Whether chunks of 8 input channels of the filter can be copied."""
-        w = self.p.w
+        """Whether chunks of 16 bytes of input channels of the filter can be copied."""
+        w, chunk = self.p.w, 16 // ITEMSIZE[self.p.w.dtype]
         strides = [s for axis, (n, s) in enumerate(zip(w.shape, w.strides, strict=True)) if n > 1 and axis != 2]
-        whole = self.p.in_per_group % 8 == 0 and w.strides[2] == 1 and w.align == 16
-        return whole and all(s % 8 == 0 for s in strides)
+        whole = self.p.in_per_group % chunk == 0 and w.strides[2] == 1 and w.align == 16
+        return whole and all(s % chunk == 0 for s in strides)
 
     @property
     def y_channels(self) -> bool:
@@ -239,7 +249,7 @@ class _Access:
             run, tensors = p.y.shape[-1], [p.y]
             spatial = zip(p.y.shape[:-1], p.y.strides[:-1], strict=True)
             steps = [s for n, s in spatial if n > 1]
-        width = 16
+        width = min(16, 8 * size)  # a tile of 8 outputs or columns
         while width > size and (any(t.align % width for t in tensors) or any(s * size % width for s in (*steps, run))):
             width //= 2
         return width

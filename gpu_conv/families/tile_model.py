@@ -82,10 +82,13 @@ class Demand:
         sizes, out, filter, strides, dilations: as in the problem.
         units: sets of outputs that share input channels.
         unit_channels, unit_outputs: input channels and outputs of each.
-        sharing: groups in one chunk of 8 channels.
+        sharing: groups in one chunk of channels.
         y_size: bytes per output element.
+        chunk: channels of 16 bytes.
+        term_size: bytes per output of what the epilogue takes.
         residual: whether a tensor like the output is read as well.
         x_gathered, w_gathered: whether they are read element by element.
+        costly: whether the activation is one of those that need most registers.
     """
 
     images: int
@@ -102,11 +105,14 @@ class Demand:
     residual: bool
     x_gathered: bool
     w_gathered: bool
+    chunk: int = 8
+    term_size: int = 4
+    costly: bool = False
 
     @property
     def unit_chunks(self) -> int:
-        """Chunks of 8 input channels of a unit."""
-        return ceil(self.unit_channels / 8)
+        """Chunks of input channels of a unit."""
+        return ceil(self.unit_channels / self.chunk)
 
     @property
     def taps(self) -> int:
@@ -146,7 +152,7 @@ class Demand:
 
     def shared_bytes(self, tile: Tile) -> int:
         """Dynamic shared memory of a block, as ``kernels/conv_tile.cu`` divides it."""
-        bias = ceil(tile.units * tile.unit_tiles * 32 / 128) * 128
+        bias = ceil(tile.units * tile.unit_tiles * 8 * self.term_size / 128) * 128
         staging = tile.warps * 16 * (ceil(tile.warp_tiles * 8 * self.y_size / 16) | 1) * 16
         ring = tile.stages * self.input_bytes(tile)
         return bias + staging + ring + self.filter_bytes(tile) * (self.slabs(tile) if tile.resident else tile.stages)
@@ -155,7 +161,9 @@ class Demand:
         """Estimate per thread: sums, the filter of one step, and what the cubins show for all else."""
         unit = tile.warp_tiles if tile.units == 1 else tile.unit_tiles
         residual = 0 if not self.residual else 64 if self.x_gathered else 8  # of channels-first layouts: by element
-        return 4 * tile.bars * tile.warp_tiles + 2 * self.filter[0] * unit + 70 + residual
+        costly = 14 * tile.warp_tiles if self.costly else 0  # the compiler computes many of them side by side
+        least = 100 if self.x_gathered else 0  # addresses and bounds of the elements
+        return max(least, 4 * tile.bars * tile.warp_tiles + 2 * self.filter[0] * unit + 70 + residual + costly)
 
     def blocks(self, tile: Tile, target: Target) -> int:
         """Blocks of the tile that one multiprocessor holds; 0 if it does not fit."""

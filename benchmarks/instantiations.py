@@ -1,0 +1,187 @@
+"""Which kernels the dispatch table can ask for: the set that ``compile_matrix.py`` compiles for every architecture.
+
+Filters, strides, vector widths and tiles are template arguments: their product has no end. So the table itself is
+asked, for three sets of problems that together reach every tile of every family:
+
+- ``corpus``: the tests' cases, in every row that accepts them;
+- ``layers``: real layers (``layers.json``) in three dtypes, two layouts and their batches, as dispatch runs them;
+- ``tiles``: a grid over the filters, strides, sizes, dtypes and layouts that tile tables tell apart, in every row that
+  accepts them, and with every tile of the pointwise kernel. The epilogues are those that need most registers: gelu
+  (sm_90a, float16: 128 where the others need 72 to 126) and softplus, alone and with a residual.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes  # noqa: F401  (makes np.dtype("bfloat16") a name)
+import numpy as np
+
+from gpu_conv import arguments, dispatch
+from gpu_conv.cuda.targets import KNOWN_TARGETS
+from gpu_conv.families import pointwise, pointwise_tiles
+from gpu_conv.launch import Launch, Target
+from gpu_conv.problem import ConvProblem, Tensor
+
+LAYERS = json.loads((Path(__file__).parent / "layers.json").read_text())
+FLOATS = ("float32", "float16", "bfloat16")
+BOTH = (False, True)
+
+Key = tuple[str, str]  # file below kernels/, name expression
+
+
+@dataclass(frozen=True)
+class Request:
+    """One problem on one architecture, and which launches of the table it stands for."""
+
+    problem: ConvProblem
+    arch: str
+    ask: Callable[[ConvProblem, Target], Iterable[Launch]]
+
+    def launches(self) -> list[Launch]:
+        return list(self.ask(self.problem, KNOWN_TARGETS[self.arch]))
+
+
+def requests(archs: Iterable[str]) -> Iterator[Request]:
+    """Everything that is asked, architecture by architecture; planning happens in ``Request.launches``."""
+    sets = ((corpus(), every_row), (layers(), chosen), (grid(), every_row), (products(), every_tile))
+    asked = [(problem, ask) for problems, ask in sets for problem in problems]
+    for arch in archs:
+        yield from (Request(problem, arch, ask) for problem, ask in asked)
+
+
+def instantiations(archs: Iterable[str]) -> Iterator[tuple[str, Key]]:
+    """(architecture, instantiation), each once."""
+    seen = set()
+    for request in requests(archs):
+        for launch in request.launches():
+            found = request.arch, (launch.source, launch.name_expression)
+            if found not in seen:
+                seen.add(found)
+                yield found
+
+
+def sample(count: int, seed: int, archs: Iterable[str]) -> Iterator[tuple[str, Key]]:
+    """``count`` of them: one launch of each of as many requests, both drawn at random."""
+    rng, seen = random.Random(seed), set()
+    drawn = list(requests(archs))
+    rng.shuffle(drawn)
+    for request in drawn:
+        if len(seen) >= count:
+            return
+        launches = request.launches()
+        launch = rng.choice(launches) if launches else None
+        if launch and (found := (request.arch, (launch.source, launch.name_expression))) not in seen:
+            seen.add(found)
+            yield found
+
+
+def every_row(problem: ConvProblem, target: Target) -> Iterator[Launch]:
+    """One launch of every row that does not refuse: what ``kernel="name"`` reaches."""
+    return (row.plan(problem, target) for row in dispatch.TABLE if row.refuses(problem, target) is None)
+
+
+def chosen(problem: ConvProblem, target: Target) -> Iterator[Launch]:
+    """What runs where no kernel is forced."""
+    return (step.launch for step in dispatch.steps(problem, target))
+
+
+def every_tile(problem: ConvProblem, target: Target) -> Iterator[Launch]:
+    """The pointwise kernel with every tile that fits the device; another size would choose another of them."""
+    if pointwise.refuses(problem, target) is None:
+        demand = pointwise.demand_of(problem)
+        yield from (pointwise.plan(problem, target, t) for t in demand.choices if demand.blocks(t, target))
+
+
+def corpus() -> Iterator[ConvProblem]:
+    """The tests' cases."""
+    from tests.cases import CASES, fill
+
+    return (fill(case, exact=True).call.problem for case in CASES)
+
+
+def layers() -> Iterator[ConvProblem]:
+    """The layers of real models, at every batch at which they are measured."""
+    for row, dtype, last in product(LAYERS, FLOATS, BOTH):
+        yield from _at_batches(_problem(row, dtype, last), row["batches"])
+
+
+def grid() -> Iterator[ConvProblem]:
+    """Filters and sizes that the tables of tiles tell apart. A batch of 512 takes the tallest bands, 1 the lowest."""
+    for geometry, last in product(_geometries(), BOTH):
+        for dtype, epilogue in product(FLOATS, (("gelu",), ("softplus", "add"))):
+            yield from _at_batches(_problem(geometry | {"epilogue": epilogue}, dtype, last), (1, 512))
+        integers = _problem(geometry | {"epilogue": ()}, "uint8", last, x_zero_point=3, requantize=(0.5, 128))
+        yield from _at_batches(integers, (1, 512))
+
+
+def _geometries() -> Iterator[dict[str, Any]]:
+    for (channels, groups), stride in product(((128, 32), (256, 32), (192, 4), (64, 1), (3, 1)), (1, 2)):
+        yield _geometry(channels, max(channels, 32), groups, (28, 28), (3, 3), stride)
+    squares = ((3, 3), (5, 5), (7, 7), (1, 7), (7, 1))
+    for filter_, size, stride in product(squares, (56, 13), (1, 2)):  # rows that are whole vectors, and others
+        yield _geometry(96, 96, 96, (size, size), filter_, stride)
+    for filter_ in ((9, 9), (13, 13), (31, 31)):
+        yield _geometry(96, 96, 96, (28, 28), filter_)
+    for stride in (1, 2):
+        yield _geometry(96, 96, 96, (8, 28, 28), (3, 3, 3), stride)
+        yield _geometry(35, 70, 35, (28, 27), (3, 3), stride)  # a multiplier, and channels that are no vector
+    for taps in (4, 9):
+        yield _geometry(96, 96, 96, (2048,), (taps,)) | {"pad": (taps - 1,), "causal": True}
+
+
+def _geometry(
+    channels: int, filters: int, groups: int, spatial: tuple[int, ...], filter_: tuple[int, ...], stride: int = 1
+) -> dict[str, Any]:
+    """A row as in ``layers.json``."""
+    pad, strides, dilation = tuple(k // 2 for k in filter_), (stride,) * len(spatial), (1,) * len(spatial)
+    sizes = {"C": channels, "K": filters, "groups": groups, "in_spatial": spatial, "filter": filter_}
+    return sizes | {"pad": pad, "stride": strides, "dilation": dilation, "causal": False}
+
+
+def products() -> Iterator[ConvProblem]:
+    """Products for the tiles of the pointwise kernel: every dtype and engine, pixels in rows and in columns."""
+    kinds = [(dtype, "gelu", {}) for dtype in FLOATS] + [("float32", "gelu", {"precision": "tf32"})]
+    kinds += [(dtype, ("clip", -9, 9), zero) for dtype in ("int8", "uint8") for zero in ({}, {"w_zero_point": 3})]
+    for (dtype, activation, extra), last, residual in product(kinds, BOTH, BOTH):
+        row = _geometry(64, 64, 1, (28, 28), (1, 1)) | {"epilogue": ("add",) * residual}
+        yield _problem(row, dtype, last, activation=activation, **extra)
+
+
+def tiles_of_products() -> set[str]:
+    """How the name expressions spell the tiles of the pointwise kernel."""
+    return {tile.cpp for tiles in pointwise_tiles.TILES.values() for tile in tiles}
+
+
+def _problem(row: dict[str, Any], dtype: str, last: bool, **options: Any) -> ConvProblem:
+    """A row of ``layers.json`` at batch 1. The arrays are never touched, so the system gives them no memory."""
+    axes, depth = "dhw"[3 - len(row["filter"]) :], row["C"] // row["groups"]
+    x = (1, *row["in_spatial"], row["C"]) if last else (1, row["C"], *row["in_spatial"])
+    w = (row["K"], *row["filter"], depth) if last else (row["K"], depth, *row["filter"])
+    options |= {
+        "strides": row["stride"],
+        "padding": tuple((p, 0 if row["causal"] else p) for p in row["pad"]),
+        "dilations": row["dilation"],
+        "groups": row["groups"],
+        "input_layout": f"n{axes}c" if last else f"nc{axes}",
+        "filter_layout": f"o{axes}i" if last else f"oi{axes}",
+    }
+    options.setdefault("activation", next((e for e in row["epilogue"] if e != "add"), None))
+    bias = np.empty(row["K"], "int32" if dtype in ("int8", "uint8") else "float32")
+    call = arguments.prepare(np.empty(x, dtype), np.empty(w, dtype), bias, **options)
+    return replace(call.problem, residual=call.problem.y) if "add" in row["epilogue"] else call.problem
+
+
+def _at_batches(problem: ConvProblem, batches: Iterable[int]) -> Iterator[ConvProblem]:
+    def longer(tensor: Tensor | None, batch: int) -> Any:
+        return tensor and replace(tensor, shape=(batch, *tensor.shape[1:]))
+
+    for batch in batches:
+        names = ("x", "y", "residual")
+        yield replace(problem, **{name: longer(getattr(problem, name), batch) for name in names})
