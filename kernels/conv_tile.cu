@@ -1,25 +1,21 @@
-// Dense and grouped convolution, channels last, 16-bit: products of tensor cores straight from a haloed tile of the
-// input.
+// Dense and grouped convolution, channels last, 16-bit floats or 8-bit integers: products of tensor cores straight from
+// a haloed tile of the input.
 //
 // Block: one tile of output pixels (images x rows x columns) and one set of outputs, for tile after tile. The input
-// under
-//        the tile, a halo included, arrives once by asynchronous copies, in slabs of channels, in a ring of STAGES; the
-//        filter stays in shared memory (RESIDENT) or comes with the slabs.
-// Warp:  BARS bars of 16 pixels x kTiles tiles of 8 outputs, float32 sums. Operand A comes by ldmatrix from the input
-// tile
-//        at a shifted pixel: row y of the input is read once per filter column and multiplied with every filter row
-//        that it touches, R times fewer reads than one per tap. k runs over the columns and channels of a filter row,
-//        16 at a time; where a unit has one chunk of 8 channels that is two taps, and an odd last one is a half
-//        product.
-// Groups of less than 8 channels (GROUPS of them in a chunk) are products with a block-diagonal filter: its zeros meet
-// the
-//        inputs of other groups, which is NaN where those are not finite. A warp that finds NaN in its sums computes
-//        them again, group by group, with the other groups' inputs cleared.
-// Thread: in the epilogue Y_BYTES at a time, staged through the warp's own shared memory.
-// Traffic: input once plus the halo (from L2), per block of outputs; output and residual once; filter once per block.
-// Limits: channels of x side by side, all other strides of x divisible by 8 and 16-byte aligned; one image of x and of
-// y
-//        below 2^31 elements.
+// under the tile, a halo included, arrives once by asynchronous copies, in slabs of channels, in a ring of STAGES; the
+// filter stays in shared memory (RESIDENT) or comes with the slabs. Warp: BARS bars of 16 pixels x kTiles tiles of 8
+// outputs, float32 or int32 sums. Operand A comes by ldmatrix from the input tile at a shifted pixel: row y of the
+// input is read once per filter column and multiplied with every filter row that it touches, R times fewer reads than
+// one per tap. k runs over the columns and channels of a filter row, 32 bytes at a time; where a unit has one chunk of
+// 16 bytes that is two taps, and an odd last one is a half product. Thread: in the epilogue Y_BYTES at a time, staged
+// through the warp's own shared memory. Groups of less than 8 channels (GROUPS of them in a chunk) are products with a
+// block-diagonal filter: its zeros meet the inputs of other groups, which is NaN where those are not finite. A warp
+// that finds NaN in its sums computes them again, group by group, with the other groups' inputs cleared. Integers:
+// padding is filled with the zero point of x, so that it contributes nothing, and sum (x - zx) w = sum x w - zx sum w,
+// whose last term a block adds to the bias once. The zero point of w must be 0. Traffic: input once plus the halo (from
+// L2), per block of outputs; output and residual once; filter once per block. Limits: channels of x side by side, all
+// other strides of x whole chunks and 16-byte aligned, or they are gathered; one image of x and of y below 2^31
+// elements.
 #include "epilogue.cuh"
 #include "conv_tile.cuh"
 
@@ -32,15 +28,15 @@ struct Access {
     static_assert(8 % GROUPS == 0 && !(W_COPY && GROUPS > 1), "whole groups in a chunk; only whole chunks are copied");
 };
 
-template <class TILE>
+template <class Acc, class TILE>
 struct Sums {
-    float bar[TILE::kBars][TILE::kWarpTiles][2][2];  // of one unit: bar, 8 outputs, strip, neighbouring outputs
+    Acc bar[TILE::kBars][TILE::kWarpTiles][2][2];  // of one unit: bar, 8 outputs, strip, neighbouring outputs
 };
 
 // All products of one slab of one unit. pixels and filter: of this warp and lane, see the kernel. MASKED: only the
 // halves of the operand words selected by mask take part. first, end: of the steps along a filter row, constants.
-template <class T, class F, class TILE, bool MASKED>
-DEVICE void multiply(Sums<TILE>& sums, uint32 pixels, uint32 filter, uint32 mask, int lane, int first, int end) {
+template <class T, class W, class F, bool MASKED, class Acc, class TILE>
+DEVICE void multiply(Sums<Acc, TILE>& sums, uint32 pixels, uint32 filter, uint32 mask, int lane, int first, int end) {
     typedef Layout<F, TILE> L;
     constexpr int kItems = F::kColumns * TILE::kChunks;
     constexpr int kStride = TILE::kAlongRow ? 1 : F::kStrideRows;
@@ -55,7 +51,7 @@ DEVICE void multiply(Sums<TILE>& sums, uint32 pixels, uint32 filter, uint32 mask
 #pragma unroll
     for (int step = first; step < end; step++) {
         const int item = step * 2;
-        const bool whole = item + 1 < kItems;  // else 8 channels are left
+        const bool whole = item + 1 < kItems;  // else one chunk is left
         uint32 b[F::kRows][TILE::kWarpTiles][2];
 #pragma unroll
         for (int r = 0; r < F::kRows; r++) {
@@ -101,11 +97,11 @@ DEVICE void multiply(Sums<TILE>& sums, uint32 pixels, uint32 filter, uint32 mask
                 }
 #pragma unroll
                 for (int j = 0; j < TILE::kWarpTiles; j++) {
-                    float (&sum)[2][2] = sums.bar[above / kStride][j];
+                    Acc(&sum)[2][2] = sums.bar[above / kStride][j];
                     if (whole) {
-                        mma<T, T>(sum[0], sum[1], a, b[r][j][0], b[r][j][1]);
+                        mma<T, W>(sum[0], sum[1], a, b[r][j][0], b[r][j][1]);
                     } else {
-                        mma_half<T>(sum[0], sum[1], a[0], a[1], b[r][j][0]);
+                        mma_half<T, W>(sum[0], sum[1], a[0], a[1], b[r][j][0]);
                     }
                 }
             }
@@ -120,8 +116,8 @@ struct Place {
 };
 
 // visit(sum, column) for every sum of a unit; column: of the unit's outputs that the warp computes.
-template <class TILE, class Visit>
-DEVICE void for_each_sum(Sums<TILE>& sums, int lane, Visit visit) {
+template <class Acc, class TILE, class Visit>
+DEVICE void for_each_sum(Sums<Acc, TILE>& sums, int lane, Visit visit) {
 #pragma unroll
     for (auto& bar : sums.bar) {
 #pragma unroll
@@ -132,23 +128,29 @@ DEVICE void for_each_sum(Sums<TILE>& sums, int lane, Visit visit) {
     }
 }
 
-template <class T, class B, class Y, int ACT, class F, class TILE, class ACCESS>
+template <class T, class W, class B, class Y, int ACT, class F, class TILE, class ACCESS>
 __global__ void __launch_bounds__(TILE::kThreads, TILE::kBlocks)
-    conv_tile(const T* __restrict__ x, const T* __restrict__ w, const B* __restrict__ bias,
-              const Y* __restrict__ residual, const int32*, const int32*, Y* __restrict__ y, void*,
-              const ConvTileParams p) {
+    conv_tile(const T* __restrict__ x, const W* __restrict__ w, const B* __restrict__ bias,
+              const Y* __restrict__ residual, const int32* __restrict__ x_zero_point, const int32*, Y* __restrict__ y,
+              void*, const ConvTileParams p) {
     typedef Layout<F, TILE> L;
     constexpr int kGroups = ACCESS::kGroups, kWarpOutputs = TILE::kTiles * 8, kUnitOutputs = TILE::kUnitTiles * 8;
     constexpr int kStore = ACCESS::kYBytes / sizeof(Y);                                   // elements
     constexpr int kStagedBytes = (ceil_div(kWarpOutputs * int(sizeof(Y)), 16) | 1) * 16;  // of a pixel
-    static_assert(same<T, float16> || same<T, bfloat16>, "the products are 16-bit");
+    constexpr bool kInteger = sizeof(T) == 1;
+    typedef typename Select<kInteger, int32, float>::type Acc;
+    typedef ChannelTerm<B, Acc> Term;
+    typedef Sums<Acc, TILE> UnitSums;
+    static_assert(kInteger ? sizeof(W) == 1 : same<T, W> && (same<T, float16> || same<T, bfloat16>),
+                  "the operands are 16-bit floats of one type, or 8-bit integers");
+    static_assert(!kInteger || (kGroups == 1 && !ACCESS::kResidual), "8-bit: whole chunks, no residual");
     static_assert(kGroups == 1 || (TILE::kChunks == 1 && TILE::kResident), "small groups: one chunk, one slab");
 
     // Shared memory: bias | staged outputs of every warp | ring | filter (RESIDENT).
     extern __shared__ __align__(128) unsigned char shared[];
-    constexpr int kStagingAt = ceil_div(L::kLines * 4, 128) * 128;
+    constexpr int kStagingAt = ceil_div(L::kLines * int(sizeof(Term)), 128) * 128;
     constexpr int kRingAt = kStagingAt + TILE::kWarps * 16 * kStagedBytes;
-    float* const shared_bias = reinterpret_cast<float*>(shared);
+    Term* const shared_bias = reinterpret_cast<Term*>(shared);
     const uint32 ring = shared_address(shared) + kRingAt, resident = ring + TILE::kStages * L::kStageBytes;
 
     const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
@@ -160,12 +162,23 @@ __global__ void __launch_bounds__(TILE::kThreads, TILE::kBlocks)
     for (int line = thread; line < L::kLines; line += TILE::kThreads) {
         const int unit = first_unit + line / kUnitOutputs, output = first_output + line % kUnitOutputs;
         const bool present = bias != nullptr && unit < p.units && output < p.unit_outputs;
-        shared_bias[line] = present ? to_accumulator<float>(bias[unit * p.unit_outputs + output]) : 0.0f;
+        shared_bias[line] = channel_term<Acc>(bias, unit * p.unit_outputs + output, present);
     }
+    const int32 x_zero = kInteger && x_zero_point ? *x_zero_point : 0;
+    if constexpr (kInteger) {
+        __syncthreads();
+        for (int line = x_zero ? warp : L::kLines; line < L::kLines; line += TILE::kWarps) {
+            const int unit = first_unit + line / kUnitOutputs, output = first_output + line % kUnitOutputs;
+            if (unit >= p.units || output >= p.unit_outputs) continue;
+            const int32 sum = filter_sum<W, F, ACCESS::kWCopy>(w, unit, output, p, lane);
+            if (lane == 0) add_to_bias(shared_bias[line], -x_zero * sum);
+        }
+    }
+    const uint32 outside = four_bytes(x_zero);
     if constexpr (TILE::kResident) {
 #pragma unroll 1
         for (int slab = 0; slab < p.slabs; slab++) {
-            stage_filter<T, F, TILE, kGroups, ACCESS::kWCopy>(resident + slab * L::kFilterBytes, w, first_unit,
+            stage_filter<W, F, TILE, kGroups, ACCESS::kWCopy>(resident + slab * L::kFilterBytes, w, first_unit,
                                                               first_output, slab, p, thread);
         }
     }
@@ -177,13 +190,14 @@ __global__ void __launch_bounds__(TILE::kThreads, TILE::kBlocks)
             if constexpr (ACCESS::kXCopy) {
                 const int left = TILE::kUnits == 1 ? p.unit_chunks - next_slab * TILE::kChunks
                                                    : (p.units - first_unit) * TILE::kChunks;
-                stage_pixels<T, F, TILE>(to, x + next_slab * TILE::kChunks * 8, left, next, p, warp, lane);
+                stage_pixels<T, F, TILE>(to, x + next_slab * TILE::kChunks * kChunkChannels<T>, left, next, p, warp,
+                                         lane, outside);
             } else {
-                gather_pixels<T, F, TILE>(to, x, p.units - first_unit, next_slab * TILE::kChunks * 8, next, p, warp,
-                                          lane);
+                gather_pixels<T, F, TILE>(to, x, p.units - first_unit, next_slab * TILE::kChunks * kChunkChannels<T>,
+                                          next, p, warp, lane, outside);
             }
             if constexpr (!TILE::kResident) {
-                stage_filter<T, F, TILE, kGroups, ACCESS::kWCopy>(to + L::kInputBytes, w, first_unit, first_output,
+                stage_filter<W, F, TILE, kGroups, ACCESS::kWCopy>(to + L::kInputBytes, w, first_unit, first_output,
                                                                   next_slab, p, thread);
             }
             if (++next_slab == p.slabs) next_slab = 0, next.advance(p);
@@ -213,7 +227,7 @@ __global__ void __launch_bounds__(TILE::kThreads, TILE::kBlocks)
     const auto staged = [&](int pixel, int column) {
         return reinterpret_cast<Y*>(staging + pixel * kStagedBytes) + column;
     };
-    const Epilogue<ACT, float> epilogue(p.alpha, p.beta);
+    const Epilogue<ACT, Acc> epilogue(p.alpha, p.beta);
     // Where the products bind, of the two warps of a scheduler one fetches while the other one multiplies.
     constexpr int kSteps = ceil_div(F::kColumns * TILE::kChunks, 2);
     constexpr bool kTurns = TILE::kUnits == 1 && TILE::kWarps == 8 && kSteps > 1;
@@ -223,10 +237,17 @@ __global__ void __launch_bounds__(TILE::kThreads, TILE::kBlocks)
     int stage = 0;
 #pragma unroll 1
     for (Cursor at(worker, p); at.image * TILE::kImages < p.images; at.advance(p)) {
-        Sums<TILE> sums[TILE::kWarpUnits];
-        const auto clear = [&](Sums<TILE>& unit_sums, int u) {
-            const float* const from = shared_bias + warp_n * kWarpOutputs + u * TILE::kWarpTiles * 8;
-            for_each_sum(unit_sums, lane, [&](float& sum, int column) { sum = from[column]; });
+        UnitSums sums[TILE::kWarpUnits];
+        // Sums of floats begin with the bias; what integers get is added in the epilogue.
+        const auto clear = [&](UnitSums& unit_sums, int u) {
+            const Term* const from = shared_bias + warp_n * kWarpOutputs + u * TILE::kWarpTiles * 8;
+            for_each_sum(unit_sums, lane, [&](Acc& sum, int column) {
+                if constexpr (kInteger) {
+                    sum = 0;
+                } else {
+                    sum = from[column];
+                }
+            });
         };
 #pragma unroll
         for (int u = 0; u < TILE::kWarpUnits; u++) clear(sums[u], u);
@@ -240,7 +261,7 @@ __global__ void __launch_bounds__(TILE::kThreads, TILE::kBlocks)
         const auto multiply_units = [&](int slab, int first, int end) {
 #pragma unroll
             for (int u = 0; u < TILE::kWarpUnits; u++) {
-                multiply<T, F, TILE, false>(sums[u], pixels_of(u), filter_of(slab, u), 0, lane, first, end);
+                multiply<T, W, F, false>(sums[u], pixels_of(u), filter_of(slab, u), 0, lane, first, end);
             }
         };
         int slab = 0;
@@ -258,7 +279,7 @@ __global__ void __launch_bounds__(TILE::kThreads, TILE::kBlocks)
         if constexpr (kGroups > 1) {
             bool spread = false;
 #pragma unroll
-            for (Sums<TILE>& s : sums) for_each_sum(s, lane, [&](float v, int) { spread |= v != v; });
+            for (UnitSums& s : sums) for_each_sum(s, lane, [&](float v, int) { spread |= v != v; });
             if (__any_sync(0xffffffff, spread)) {
 #pragma unroll
                 for (int u = 0; u < TILE::kWarpUnits; u++) {
@@ -268,9 +289,9 @@ __global__ void __launch_bounds__(TILE::kThreads, TILE::kBlocks)
                         const int channel = lane % 4 * 2;
                         const uint32 mask = (channel / kChannels == g ? 0xffffu : 0) |
                                             ((channel + 1) / kChannels == g ? 0xffff0000u : 0);
-                        Sums<TILE> exact;
+                        UnitSums exact;
                         clear(exact, u);
-                        multiply<T, F, TILE, true>(exact, pixels_of(u), filter_of(0, u), mask, lane, 0, kSteps);
+                        multiply<T, W, F, true>(exact, pixels_of(u), filter_of(0, u), mask, lane, 0, kSteps);
 #pragma unroll
                         for (int i = 0; i < TILE::kBars; i++) {
 #pragma unroll
@@ -316,7 +337,7 @@ __global__ void __launch_bounds__(TILE::kThreads, TILE::kBlocks)
 #pragma unroll
                 for (int s = 0; s < 2; s++) {
                     const int column = j * 8 + epilogue_lane % 4 * 2;
-                    float (&sum)[2] = sums[j / TILE::kWarpTiles].bar[bar][j % TILE::kWarpTiles][s];
+                    Acc(&sum)[2] = sums[j / TILE::kWarpTiles].bar[bar][j % TILE::kWarpTiles][s];
                     if constexpr (ACCESS::kResidual) {
                         constexpr int kPair = ACCESS::kYChannels && kStore > 1 ? 2 : 1;
 #pragma unroll
@@ -333,7 +354,14 @@ __global__ void __launch_bounds__(TILE::kThreads, TILE::kBlocks)
                             }
                         }
                     }
-                    const float finished[2] = {epilogue.activate(sum[0]), epilogue.activate(sum[1])};
+                    Acc finished[2];
+                    if constexpr (kInteger) {
+                        const Term* const term = shared_bias + epilogue_n * kWarpOutputs + column;
+                        finished[0] = epilogue.finish(sum[0], term[0], 0);
+                        finished[1] = epilogue.finish(sum[1], term[1], 0);
+                    } else {
+                        finished[0] = epilogue.activate(sum[0]), finished[1] = epilogue.activate(sum[1]);
+                    }
                     store(staged(s * 8 + epilogue_lane / 4, column), pack<Y>(finished));
                 }
             }

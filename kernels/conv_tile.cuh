@@ -33,7 +33,7 @@ struct ConvTileParams {
     int32 out_per_group;
     int32 units;
     int32 unit_channels;  // of the input
-    int32 unit_chunks;    // of 8 channels
+    int32 unit_chunks;    // of 16 bytes
     int32 unit_outputs;
     int32 parts;  // blocks that share the outputs of a unit
     int32 slabs;  // of the input channels
@@ -45,6 +45,10 @@ struct ConvTileParams {
     int32 step_columns;
 };
 static_assert(sizeof(ConvTileParams) == 200, "gpu_conv/families/tile.py packs this struct");
+
+// Channels of 16 bytes, the unit of every copy and half of a product's k.
+template <class T>
+inline constexpr int kChunkChannels = 16 / int(sizeof(T));
 
 template <int ROWS, int COLUMNS, int STRIDE_ROWS, int STRIDE_COLUMNS, int DILATION_ROWS, int DILATION_COLUMNS>
 struct Filter {
@@ -121,10 +125,11 @@ struct Cursor {
     }
 };
 
-// Chunks [0, end) of 8 channels of every input pixel of a tile; zeros outside the image. A warp copies whole rows of
-// the tile (of a tile of one row, parts), neighbouring lanes neighbouring chunks.
+// Chunks [0, end) of every input pixel of a tile; zeros outside the image, of 8-bit elements the word `outside`. A warp
+// copies whole rows of the tile (of a tile of one row, parts), neighbouring lanes neighbouring chunks.
 template <class T, class F, class TILE>
-DEVICE void stage_pixels(uint32 to, const T* x, int end, Cursor at, const ConvTileParams& p, int warp, int lane) {
+DEVICE void stage_pixels(uint32 to, const T* x, int end, Cursor at, const ConvTileParams& p, int warp, int lane,
+                         uint32 outside) {
     typedef Layout<F, TILE> L;
     lane = opaque(lane), warp = opaque(warp);      // or all of this would stay in registers while products are computed
     constexpr int kPixels = 32 / L::kPixelChunks;  // copied by a warp at once
@@ -142,8 +147,8 @@ DEVICE void stage_pixels(uint32 to, const T* x, int end, Cursor at, const ConvTi
     }
     // Where a copy is not valid its address may lie anywhere: nothing is read.
     const int64 row_bytes = int64(p.x_row) * sizeof(T), step_bytes = int64(p.x_column) * (kPixels * int(sizeof(T)));
-    const char* const tile = reinterpret_cast<const char*>(x + int64(at.image) * TILE::kImages * p.x_image +
-                                                           int64(first_column) * p.x_column + chunk * 8);
+    const char* const tile = reinterpret_cast<const char*>(
+        x + int64(at.image) * TILE::kImages * p.x_image + int64(first_column) * p.x_column + chunk * kChunkChannels<T>);
     to += L::slot(pixel) * L::kPixelBytes + chunk * 16;
 #pragma unroll 1
     for (int row = kSplit == 1 ? warp : 0; row < kTileRows; row += TILE::kWarps) {
@@ -156,18 +161,24 @@ DEVICE void stage_pixels(uint32 to, const T* x, int end, Cursor at, const ConvTi
             const int column = i * kPixels + pixel;
             const int slots =
                 kPixels % F::kStrideColumns == 0 ? i * kPixels / F::kStrideColumns : L::slot(column) - L::slot(pixel);
-            copy_async_if(to + row * L::kRowBytes + slots * L::kPixelBytes, from, row_valid & column_valid[i],
-                          lane_active & (column < L::kColumns));
+            const uint32 place = to + row * L::kRowBytes + slots * L::kPixelBytes;
+            const bool valid = row_valid & column_valid[i], active = lane_active & (column < L::kColumns);
+            if constexpr (sizeof(T) == 1) {
+                copy_async_if(place, from, true, active & valid);
+                if (active & !valid) shared_store_16(place, {outside, outside, outside, outside});
+            } else {
+                copy_async_if(place, from, valid, active);
+            }
             from += step_bytes;
         }
     }
 }
 
 // The same element by element, for channels of any number, stride and alignment: neighbouring lanes take neighbouring
-// pixels, each 8 channels at a time. first_channel: of the slab, within a unit.
+// pixels, each 16 bytes at a time. first_channel: of the slab, within a unit.
 template <class T, class F, class TILE>
 DEVICE void gather_pixels(uint32 to, const T* x, int units, int first_channel, Cursor at, const ConvTileParams& p,
-                          int warp, int lane) {
+                          int warp, int lane, uint32 outside) {
     typedef Layout<F, TILE> L;
     constexpr int kPixels = TILE::kImages * L::kRows * L::kColumns;
     lane = opaque(lane), warp = opaque(warp);
@@ -182,30 +193,47 @@ DEVICE void gather_pixels(uint32 to, const T* x, int units, int first_channel, C
         const T* const pixel =
             x + (image * p.x_image + int64(in_row) * p.x_row + int64(first_column + column) * p.x_column);
         const uint32 pixel_to = to + row * L::kRowBytes + L::slot(column) * L::kPixelBytes;
-#pragma unroll 2
+        // The offsets of 16 elements would stay in registers.
+        const int64 pitch = sizeof(T) == 1 ? opaque(int32(p.x_channel)) : p.x_channel;
+#pragma unroll(sizeof(T) == 1 ? 1 : 2)
         for (int chunk = 0; chunk < L::kPixelChunks; chunk++) {
-            const int unit = chunk / TILE::kChunks, channel = first_channel + chunk % TILE::kChunks * 8;
+            const int unit = chunk / TILE::kChunks, channel = first_channel + chunk % TILE::kChunks * kChunkChannels<T>;
             const T* const from = pixel + (unit * p.unit_channels + channel) * p.x_channel;
             uint32 word[4] = {};
 #pragma unroll
-            for (int e = 0; e < 8; e++) {
+            for (int e = 0; e < kChunkChannels<T>; e++) {
+                uint32 raw = sizeof(T) == 1 ? outside & 0xff : 0;
                 if (inside & (unit < units) & (channel + e < p.unit_channels)) {
-                    word[e / 2] |= load<T, 1>(from + e * p.x_channel).word[0] << 16 * (e % 2);
+                    raw = load<T, 1>(from + e * pitch).word[0];
                 }
+                word[e * sizeof(T) / 4] |= raw << 8 * (e * sizeof(T) % 4);
             }
             shared_store_16(pixel_to + chunk * 16, word);
         }
     }
 }
 
+// Sum of the filter of one output over taps and channels, of a unit that is a group, in every lane of the warp.
+template <class W, class F, bool COPY>
+DEVICE int32 filter_sum(const W* w, int unit, int output, const ConvTileParams& p, int lane) {
+    int32 sum = 0;
+#pragma unroll 1
+    for (int tap = 0; tap < F::kTaps; tap++) {
+        const W* const from =
+            w + (unit * p.w_group + output * p.w_out + tap / F::kColumns * p.w_row + tap % F::kColumns * p.w_column);
+        sum += lane_sum<W, COPY ? 16 : 1>(from, p.w_channel, p.unit_channels, lane);
+    }
+    return warp_sum(sum);
+}
+
 // One line per output: the taps, and of each tap the chunks of the slab. GROUPS groups share a chunk: the other groups'
-// channels get zeros. COPY: eight channels lie side by side and aligned; otherwise they are gathered one by one. A
+// channels get zeros. COPY: the channels lie side by side and aligned; otherwise they are gathered one by one. A
 // thread keeps its place in the line and goes from line to line.
 template <class T, class F, class TILE, int GROUPS, bool COPY>
 DEVICE void stage_filter(uint32 to, const T* w, int first_unit, int first_output, int slab, const ConvTileParams& p,
                          int thread) {
     typedef Layout<F, TILE> L;
-    constexpr int kChannels = 8 / GROUPS;  // of one group in a chunk
+    constexpr int kChannels = kChunkChannels<T> / GROUPS;  // of one group in a chunk
     constexpr int kLinesAtOnce = max_of(1, TILE::kThreads / L::kLineChunks);
     constexpr int kItemThreads = TILE::kThreads / kLinesAtOnce;
     thread = opaque(thread);  // or all of this would stay in registers while products are computed
@@ -214,7 +242,7 @@ DEVICE void stage_filter(uint32 to, const T* w, int first_unit, int first_output
     for (int item = thread % kItemThreads; item < L::kLineChunks; item += kItemThreads) {
         const int tap = item / TILE::kChunks, chunk = slab * TILE::kChunks + item % TILE::kChunks;
         const T* const from = w + (tap / F::kColumns * p.w_row + tap % F::kColumns * p.w_column +
-                                   int64(chunk * (GROUPS == 1 ? 8 : 0)) * p.w_channel);
+                                   int64(chunk * (GROUPS == 1 ? kChunkChannels<T> : 0)) * p.w_channel);
 #pragma unroll 1
         for (int line = thread / kItemThreads; line < L::kLines; line += kLinesAtOnce) {
             const int unit = first_unit + (TILE::kUnits == 1 ? 0 : line / (TILE::kUnitTiles * 8));
@@ -227,11 +255,14 @@ DEVICE void stage_filter(uint32 to, const T* w, int first_unit, int first_output
             if constexpr (COPY) {
                 copy_async<16>(place, channels, valid);
             } else {
+                const int64 pitch = sizeof(T) == 1 ? opaque(int32(p.w_channel)) : p.w_channel;
                 uint32 word[4] = {};
 #pragma unroll
-                for (int e = 0; e < 8; e++) {
-                    if (valid & (e / kChannels == group_in_chunk) & (GROUPS > 1 || chunk * 8 + e < p.unit_channels)) {
-                        word[e / 2] |= load<T, 1>(channels + e % kChannels * p.w_channel).word[0] << 16 * (e % 2);
+                for (int e = 0; e < kChunkChannels<T>; e++) {
+                    const bool whole = GROUPS > 1 || chunk * kChunkChannels<T> + e < p.unit_channels;
+                    if (valid & (e / kChannels == group_in_chunk) & whole) {
+                        const uint32 raw = load<T, 1>(channels + e % kChannels * pitch).word[0];
+                        word[e * sizeof(T) / 4] |= raw << 8 * (e * sizeof(T) % 4);
                     }
                 }
                 shared_store_16(place, word);

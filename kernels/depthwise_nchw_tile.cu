@@ -92,7 +92,8 @@ __global__ void __launch_bounds__(kMostThreads, MIN_BLOCKS)
 #pragma unroll
         for (int step = 0; step < kSteps; step++, in_row += p.in[1]) {
             const bool inner_row = PAD_ROWS >= 0 && step >= PAD_ROWS && step <= PAD_ROWS + (ROWS - 1) * STRIDE;
-            const bool row_inside = inner_row || uint32(h + step) < uint32(p.in[0]);
+            // Thread tiles that do not fit go on below the rows that were loaded, for outputs that nobody stores.
+            const bool row_inside = inner_row || uint32(h + step) < uint32(PAD_ROWS < 0 ? h1 : p.in[0]);
             float in[kColumns];
 #pragma unroll
             for (int j = 0; j < kColumns; j++) {

@@ -4,9 +4,9 @@
 // along the last spatial axis, so one weight serves TILE products. Otherwise (nchw) neighbouring threads take
 // neighbouring columns and the tile runs along the output channels, so one input serves TILE products. Either way a
 // warp stores consecutive addresses. Block: 128 threads on consecutive tiles; no shared memory. Traffic per product: 1
-// + 1 / TILE loads through L1. Order of the sum: filter position, then channel; a tap that falls into the padding or
-// between dilated inputs is skipped, not multiplied by zero. Limits: Index = int32 needs every element offset,
-// coordinate and thread index below 2^31; the host checks.
+// + 1 / TILE loads through L1, a quarter of it where 8-bit integers go four at a time. Order of the sum: filter
+// position, then channel; a tap that falls into the padding or between dilated inputs is skipped, not multiplied by
+// zero. Limits: Index = int32 needs every element offset, coordinate and thread index below 2^31; the host checks.
 #include "epilogue.cuh"
 
 // All sizes and strides (in elements) are int64 here and become Index in the kernel. Spatial axes: always three,
@@ -38,6 +38,11 @@ static_assert(sizeof(DirectParams) == 472, "gpu_conv/families/direct.py packs th
 
 constexpr int kDirectThreads = 128;
 
+// How products are formed: one by one, or of 8-bit integers four input channels at a time, which must lie side by side
+// and aligned. FOURS_SHIFTED sums the operands as well, for sum (x - zx)(w - zw) = sum xw - zx sum w - zw sum x + n zx
+// zw.
+enum Products { ONE_BY_ONE, FOURS, FOURS_SHIFTED };
+
 // The last index of a mixed-radix number; the rest stays in t.
 template <class Index>
 DEVICE Index take(Index& t, int64 size) {
@@ -61,12 +66,14 @@ struct Taps {
     }
 };
 
-template <class X, class W, class B, class Y, class Acc, class Index, bool CHANNELS_FAST, int TILE, int ACT>
+template <class X, class W, class B, class Y, class Acc, class Index, int PRODUCTS, bool CHANNELS_FAST, int TILE,
+          int ACT>
 __global__ void __launch_bounds__(kDirectThreads, 4)
     direct(const X* x, const W* w, const B* bias, const Y* residual, const int32* x_zero_point,
            const int32* w_zero_point, Y* y, void*, const DirectParams p) {
     static_assert(TILE >= 1 && TILE <= 8, "a tile lives in registers");
     static_assert(same<Index, int32> || same<Index, int64>, "offsets are 32 or 64 bits");
+    static_assert(PRODUCTS == ONE_BY_ONE || (sizeof(X) == 1 && sizeof(W) == 1), "words hold four 8-bit integers");
     Index t = Index(blockIdx.x) * kDirectThreads + threadIdx.x;
     if (t >= Index(p.threads)) return;
 
@@ -112,6 +119,8 @@ __global__ void __launch_bounds__(kDirectThreads, 4)
     const Index x_step = step_at * Index(p.x_strides[5]), w_step = step_o * Index(p.w_strides[1]);
     const Index x_c = Index(p.x_strides[2]), w_c = Index(p.w_strides[2]);
 
+    int32 sum_x[TILE] = {}, sum_w[TILE] = {}, count[TILE] = {};  // FOURS_SHIFTED: of what was multiplied
+
     Index at_d = first_d.at;
     for (Index kd = first_d.tap; kd < Index(p.filter[0]); kd += Index(p.tap_steps[0]), at_d += Index(p.in_steps[0])) {
         if (at_d < 0 || at_d >= Index(p.in[0])) continue;
@@ -132,23 +141,51 @@ __global__ void __launch_bounds__(kDirectThreads, 4)
                                            at_q * Index(p.x_strides[5]));
                 const W* w_at =
                     w_channel + (kd * Index(p.w_strides[3]) + kh * Index(p.w_strides[4]) + kq * Index(p.w_strides[5]));
+                if constexpr (PRODUCTS != ONE_BY_ONE) {
 #pragma unroll 4
-                for (Index c = 0; c < Index(p.in_per_group); c++, x_at += x_c, w_at += w_c) {
-                    Acc a = 0, b = 0;
-                    if constexpr (CHANNELS_FAST) {
-                        b = fetch<Acc>(w_at) - w_zero[0];
-                    } else {
-                        if (meets[0]) a = fetch<Acc>(x_at) - x_zero;
+                    for (Index c = 0; c < Index(p.in_per_group); c += 4, x_at += 4, w_at += 4) {
+                        uint32 a = 0, b = 0;
+                        if constexpr (CHANNELS_FAST) {
+                            b = load<W, 4>(w_at).word[0];
+                        } else {
+                            if (meets[0]) a = load<X, 4>(x_at).word[0];
+                        }
+#pragma unroll
+                        for (int j = 0; j < TILE; j++) {
+                            if (!meets[j]) continue;
+                            if constexpr (CHANNELS_FAST) {
+                                a = load<X, 4>(x_at + j * x_step).word[0];
+                            } else {
+                                b = load<W, 4>(w_at + j * w_step).word[0];
+                            }
+                            sum[j] = dot_4<X, W>(a, b, sum[j]);
+                            if constexpr (PRODUCTS == FOURS_SHIFTED) {
+                                sum_x[j] = dot_4<X, uint8>(a, kFourOnes, sum_x[j]);
+                                sum_w[j] = dot_4<uint8, W>(kFourOnes, b, sum_w[j]);
+                            }
+                        }
                     }
 #pragma unroll
-                    for (int j = 0; j < TILE; j++) {
-                        if (!meets[j]) continue;
+                    for (int j = 0; j < TILE; j++) count[j] += meets[j] ? int32(p.in_per_group) : 0;
+                } else {
+#pragma unroll 4
+                    for (Index c = 0; c < Index(p.in_per_group); c++, x_at += x_c, w_at += w_c) {
+                        Acc a = 0, b = 0;
                         if constexpr (CHANNELS_FAST) {
-                            a = fetch<Acc>(x_at + j * x_step) - x_zero;
+                            b = fetch<Acc>(w_at) - w_zero[0];
                         } else {
-                            b = fetch<Acc>(w_at + j * w_step) - w_zero[j];
+                            if (meets[0]) a = fetch<Acc>(x_at) - x_zero;
                         }
-                        sum[j] = multiply_add(a, b, sum[j]);
+#pragma unroll
+                        for (int j = 0; j < TILE; j++) {
+                            if (!meets[j]) continue;
+                            if constexpr (CHANNELS_FAST) {
+                                a = fetch<Acc>(x_at + j * x_step) - x_zero;
+                            } else {
+                                b = fetch<Acc>(w_at + j * w_step) - w_zero[j];
+                            }
+                            sum[j] = multiply_add(a, b, sum[j]);
+                        }
                     }
                 }
             }
@@ -166,7 +203,10 @@ __global__ void __launch_bounds__(kDirectThreads, 4)
 #pragma unroll
     for (int j = 0; j < TILE; j++) {
         if (j >= left) break;
-        const Acc b = bias ? to_accumulator<Acc>(bias[channel + j * step_o]) : Acc(0);
+        if constexpr (PRODUCTS == FOURS_SHIFTED) {
+            sum[j] += count[j] * x_zero * w_zero[j] - x_zero * sum_w[j] - w_zero[j] * sum_x[j];
+        }
+        const ChannelTerm<B, Acc> b = channel_term<Acc>(bias, channel + j * step_o, bias != nullptr);
         const Acc r = residual ? to_accumulator<Acc>(residual[residual_at + j * residual_step]) : Acc(0);
         y[y_at + j * y_step] = from_accumulator<Y>(epilogue.finish(sum[j], b, r));
     }

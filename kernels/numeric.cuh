@@ -141,6 +141,37 @@ DEVICE float multiply_add(float a, float b, float c) { return fmaf(a, b, c); }
 DEVICE double multiply_add(double a, double b, double c) { return fma(a, b, c); }
 DEVICE int32 multiply_add(int32 a, int32 b, int32 c) { return a * b + c; }
 
+// ---- four bytes in a word: 8-bit integers A and B, each int8 or uint8, the first in the low byte ----
+
+// sum + a0 * b0 + a1 * b1 + a2 * b2 + a3 * b3, modulo 2^32.
+template <class A, class B>
+DEVICE int32 dot_4(uint32 a, uint32 b, int32 sum) {
+    static_assert((same<A, int8> || same<A, uint8>) && (same<B, int8> || same<B, uint8>), "8-bit operands only");
+    int32 d;
+    if constexpr (same<A, int8> && same<B, int8>) {
+        asm("dp4a.s32.s32 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(sum));
+    } else if constexpr (same<A, int8>) {
+        asm("dp4a.s32.u32 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(sum));
+    } else if constexpr (same<B, int8>) {
+        asm("dp4a.u32.s32 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(sum));
+    } else {
+        asm("dp4a.u32.u32 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(sum));
+    }
+    return d;
+}
+
+constexpr uint32 kFourOnes = 0x01010101;
+
+DEVICE uint32 four_bytes(int32 v) { return (uint32(v) & 0xff) * kFourOnes; }
+
+// Byte j of word i becomes byte i of word j.
+DEVICE void transpose_bytes(uint32 (&word)[4]) {
+    const uint32 low01 = __byte_perm(word[0], word[1], 0x5140), high01 = __byte_perm(word[0], word[1], 0x7362);
+    const uint32 low23 = __byte_perm(word[2], word[3], 0x5140), high23 = __byte_perm(word[2], word[3], 0x7362);
+    word[0] = __byte_perm(low01, low23, 0x5410), word[1] = __byte_perm(low01, low23, 0x7632);
+    word[2] = __byte_perm(high01, high23, 0x5410), word[3] = __byte_perm(high01, high23, 0x7632);
+}
+
 // ---- vectors: N elements of T in 32-bit words, moved by the widest access that N * sizeof(T) allows ----
 // Arrays of words rather than structs of elements: ptxas does not merge the scalar accesses of the latter again.
 
@@ -262,6 +293,8 @@ DEVICE Vector<T, N> pack(const Acc (&in)[N]) {
         } else if constexpr (same<T, double>) {
             v.word[2 * i] = uint32(__double2loint(from_accumulator<T>(in[i])));
             v.word[2 * i + 1] = uint32(__double2hiint(from_accumulator<T>(in[i])));
+        } else if constexpr (sizeof(T) == 1) {
+            v.word[i / 4] |= uint32(uint8(from_accumulator<T>(in[i]))) << 8 * (i % 4);
         } else {
             static_assert(same<T, int32>, "unknown element type");
             v.word[i] = uint32(from_accumulator<T>(in[i]));

@@ -25,7 +25,7 @@ __global__ void __launch_bounds__(TILE::kThreads, TILE::kBlocks)
               const Y* __restrict__ residual, const int32* __restrict__ x_zero_point,
               const int32* __restrict__ w_zero_point, Y* __restrict__ y, void* __restrict__ workspace,
               const PointwiseParams p) {
-    typedef Plan<X, W, Y, ENGINE, TILE, ACCESS> P;
+    typedef Plan<X, W, B, Y, ENGINE, TILE, ACCESS> P;
     typedef typename P::Warp Warp;
     typedef typename P::Acc Acc;
     constexpr int kThreads = TILE::kThreads, kStages = TILE::kStages, kTileThreads = TILE::kWarps * 32;
@@ -49,7 +49,8 @@ __global__ void __launch_bounds__(TILE::kThreads, TILE::kBlocks)
 
     // Shared memory: bias | RESIDENT: staging, ring, filter | otherwise: ring, used again for the sums and the staging.
     extern __shared__ __align__(128) unsigned char shared[];
-    Acc* const shared_bias = reinterpret_cast<Acc*>(shared);
+    typedef ChannelTerm<B, Acc> Term;
+    Term* const shared_bias = reinterpret_cast<Term*>(shared);
     constexpr int kStagingAt = P::kBiasBytes;
     constexpr int kRingAt = kStagingAt + (TILE::kResident ? P::kStagingBytes : 0);
     const uint32 ring = shared_address(shared) + kRingAt, filter = ring + kStages * P::kStageBytes;
@@ -76,7 +77,7 @@ __global__ void __launch_bounds__(TILE::kThreads, TILE::kBlocks)
     for (int c = thread; c < P::kChannels; c += kThreads) {
         const int channel = first_channel + c;
         const bool present = bias != nullptr && channel < p.out_channels;
-        shared_bias[c] = present ? to_accumulator<Acc>(bias[group * p.out_channels + channel]) : Acc(0);
+        shared_bias[c] = channel_term<Acc>(bias, group * p.out_channels + channel, present);
     }
     if constexpr (TILE::kResident) {
 #pragma unroll 1
@@ -102,6 +103,20 @@ __global__ void __launch_bounds__(TILE::kThreads, TILE::kBlocks)
     };
 #pragma unroll
     for (int s = 0; s < kStages - 1; s++) fetch_next(s);
+
+    // sum (x - zx) w = sum x w - zx sum w: the last term joins the bias while the first slabs arrive.
+    if constexpr (ENGINE == TENSOR_CORES && same<Acc, int32>) {
+        const int32 zx = x_zero_point ? *x_zero_point : 0;
+        if (zx) __syncthreads();
+        for (int c = zx ? warp_id : P::kChannels; c < P::kChannels; c += kThreads / 32) {
+            const int channel = first_channel + c;
+            if (channel >= p.out_channels) break;
+            constexpr int kWidth = ACCESS::kWCopy < 4 ? 1 : ACCESS::kWCopy;
+            const W* const from = w + channel * p.w_out;
+            const int32 sum = warp_sum(lane_sum<W, kWidth>(from, p.w_channel, p.in_channels, lane));
+            if (lane == 0) add_to_bias(shared_bias[c], -zx * sum);
+        }
+    }
 
     Warp warp;
     Epilogue<ACT, Acc> epilogue(p.alpha, p.beta);
@@ -228,12 +243,7 @@ __global__ void __launch_bounds__(TILE::kThreads, TILE::kBlocks)
                     warp.sum[i][j][e] =
                         epilogue.finish(warp.sum[i][j][e], shared_bias[in_tile], element<Acc>(before, e));
                 }
-                if constexpr (sizeof(Y) == 1) {
-#pragma unroll
-                    for (int e = 0; e < Warp::kRun; e++) staged[e] = from_accumulator<Y>(warp.sum[i][j][e]);
-                } else {
-                    store(staged, pack<Y>(warp.sum[i][j]));
-                }
+                store(staged, pack<Y>(warp.sum[i][j]));
             }
         }
         __syncwarp();

@@ -1,5 +1,6 @@
 // The arguments of the pointwise kernel, and the types and sizes that follow from its template arguments.
 #pragma once
+#include "epilogue.cuh"
 #include "pointwise_warp.cuh"
 
 // All strides in elements. Pixel axes are right-aligned, the fastest last; unused leading axes have size 1.
@@ -30,7 +31,7 @@ struct PointwiseParams {
 };
 static_assert(sizeof(PointwiseParams) == 248, "PARAMS of families/pointwise.py has the same layout");
 
-enum Engine { IEEE, TENSOR_CORES, TENSOR_CORES_ZERO_POINTS };
+enum Engine { IEEE, TENSOR_CORES, TENSOR_CORES_ZERO_POINTS };  // the last: of the filter
 
 template <int ROWS, int COLUMNS, int SLAB_BYTES, int WARP_ROWS, int WARP_COLUMNS, int STAGES, int K_WARPS, int RESIDENT,
           int SPLIT, int BLOCKS>
@@ -56,7 +57,7 @@ struct Access {
 };
 
 // Types and sizes that follow from the template arguments.
-template <class X, class W, class Y, int ENGINE, class TILE, class ACCESS>
+template <class X, class W, class B, class Y, int ENGINE, class TILE, class ACCESS>
 struct Plan {
     static constexpr bool kInRows = ACCESS::kPixelsInRows;
     static constexpr int kPixels = kInRows ? TILE::kRows : TILE::kColumns;
@@ -71,13 +72,15 @@ struct Plan {
 
     typedef typename Select<kFloatTensor, tf32, X>::type OperandX;
     typedef typename Select<kFloatTensor, tf32, W>::type OperandW;
-    typedef typename Select<kInRows, OperandX, OperandW>::type A;
-    typedef typename Select<kInRows, OperandW, OperandX>::type B;
+    typedef typename Select<kInRows, OperandX, OperandW>::type Left;
+    typedef typename Select<kInRows, OperandW, OperandX>::type Right;
     typedef typename Select<kInRows, XLines, KLines>::type LinesA;
     typedef typename Select<kInRows, KLines, XLines>::type LinesB;
     typedef typename Select<sizeof(X) == 1, int32, float>::type Acc;
-    typedef TensorCoreWarp<A, B, Acc, ACCESS::kTransposed, TILE::kWarpRows, TILE::kWarpColumns, LinesA, LinesB> Cores;
-    typedef ZeroPointWarp<A, B, ACCESS::kTransposed, TILE::kWarpRows, TILE::kWarpColumns, LinesA, LinesB> Shifted;
+    typedef TensorCoreWarp<Left, Right, Acc, ACCESS::kTransposed, TILE::kWarpRows, TILE::kWarpColumns, LinesA, LinesB>
+        Cores;
+    typedef ZeroPointWarp<Left, Right, ACCESS::kTransposed, TILE::kWarpRows, TILE::kWarpColumns, LinesA, LinesB>
+        Shifted;
     typedef FloatWarp<ACCESS::kTransposed, TILE::kWarpRows, TILE::kWarpColumns, LinesA, LinesB> Plain;
     typedef typename Select<ENGINE == IEEE, Plain, typename Select<ENGINE == TENSOR_CORES, Cores, Shifted>::type>::type
         Warp;
@@ -92,5 +95,5 @@ struct Plan {
     static constexpr int kPitch = 16 * (sizeof(Y) < 4 ? kChunks | 1 : (kChunks + 1) / 4 * 4 + 2);
     static constexpr int kStagingBytes = TILE::kWarps * TILE::kWarpRows * kPitch;
 
-    static constexpr int kBiasBytes = ceil_div(kChannels * 4, 128) * 128;
+    static constexpr int kBiasBytes = ceil_div(kChannels * int(sizeof(ChannelTerm<B, Acc>)), 128) * 128;
 };

@@ -162,6 +162,11 @@ DEVICE void round_to_tf32(uint32& r) { asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(r) 
                  "{%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"                \
                  : "+r"(top[0]), "+r"(top[1]), "+r"(bottom[0]), "+r"(bottom[1]) \
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1))
+#define MMA_INT_HALF(TYPES)                                                     \
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.s32." TYPES                 \
+                 ".s32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"     \
+                 : "+r"(top[0]), "+r"(top[1]), "+r"(bottom[0]), "+r"(bottom[1]) \
+                 : "r"(a0), "r"(a1), "r"(b))
 #define MMA_HALF_TURING(A_TOP, A_BOTTOM, B_PART)                                        \
     asm volatile(                                                                       \
         "mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, " \
@@ -193,7 +198,7 @@ DEVICE void mma(float (&top)[2], float (&bottom)[2], const uint32 (&a)[4], uint3
 }
 
 // The same over 16 bytes of k only, 16-bit operands: a[0] row g, a[1] row g + 8.
-template <class T>
+template <class T, class = T>
 DEVICE void mma_half(float (&top)[2], float (&bottom)[2], uint32 a0, uint32 a1, uint32 b) {
     if constexpr (same<T, float16>) {
         MMA_HALF("m16n8k8.row.col.f32.f16.f16.f32");
@@ -201,6 +206,16 @@ DEVICE void mma_half(float (&top)[2], float (&bottom)[2], uint32 a0, uint32 a1, 
         static_assert(same<T, bfloat16>, "16-bit operands only");
         MMA_HALF("m16n8k8.row.col.f32.bf16.bf16.f32");
     }
+}
+
+// The same of 8-bit operands, whose sums are int32.
+template <class A, class B>
+DEVICE void mma_half(int32 (&top)[2], int32 (&bottom)[2], uint32 a0, uint32 a1, uint32 b) {
+    static_assert((same<A, int8> || same<A, uint8>) && (same<B, int8> || same<B, uint8>), "8-bit operands only");
+    if constexpr (same<A, int8> && same<B, int8>) MMA_INT_HALF("s8.s8");
+    if constexpr (same<A, int8> && same<B, uint8>) MMA_INT_HALF("s8.u8");
+    if constexpr (same<A, uint8> && same<B, int8>) MMA_INT_HALF("u8.s8");
+    if constexpr (same<A, uint8> && same<B, uint8>) MMA_INT_HALF("u8.u8");
 }
 
 // A and B: int8 or uint8 in any combination, with int32 sums that wrap.
@@ -237,8 +252,36 @@ DEVICE void mma(int32 (&top)[2], int32 (&bottom)[2], const uint32 (&a)[4], uint3
 #undef MMA_FLOAT
 #undef MMA_HALF
 #undef MMA_INT
+#undef MMA_INT_HALF
 #undef MMA_HALF_TURING
 #undef MMA_INT_TURING
+
+// ---- sums of filters, which meet the zero point of the input ----
+
+// A lane's share of the sum of `count` 8-bit integers, WIDTH of them (1, 4, 8, 16) at a time: more than 1 must be
+// contiguous, aligned and divide the count.
+template <class T, int WIDTH>
+DEVICE int32 lane_sum(const T* from, int64 stride, int count, int lane) {
+    int32 sum = 0;
+#pragma unroll 1
+    for (int i = lane * WIDTH; i < count; i += 32 * WIDTH) {
+        if constexpr (WIDTH == 1) {
+            sum += fetch<int32>(from + i * stride);
+        } else {
+            const Vector<T, WIDTH> part = load<T, WIDTH>(from + i);
+#pragma unroll
+            for (const uint32 word : part.word) sum = dot_4<uint8, T>(kFourOnes, word, sum);
+        }
+    }
+    return sum;
+}
+
+// The sum over the lanes of a warp, in each of them.
+DEVICE int32 warp_sum(int32 v) {
+#pragma unroll
+    for (int lanes = 16; lanes > 0; lanes /= 2) v += __shfl_xor_sync(0xffffffff, v, lanes);
+    return v;
+}
 
 // ---- where a tile lies in shared memory ----
 

@@ -49,7 +49,9 @@ def test_nhwc_residues(arch, stride):
     for columns, rows, groups in zip(
         range(1, 13), (1, 2, 3, 6, 7, 8, 13, 14, 15, 16, 17, 23), (8, 2, 3) * 4, strict=True
     ):
-        go(NHWC, 1, groups, (rows, columns), (3, 3), last=True, target=arch, padding=1, strides=stride, w_layout="hwio")
+        options = {"padding": 1, "strides": stride, "w_layout": "hwio", "bias": columns % 2 and "float32"}
+        go(NHWC, 1, groups, (rows, columns), (3, 3), last=True, target=arch, **options)
+    go(NHWC, 1, 64, (5, 45 * stride), (3, 3), last=True, target=arch, **options)  # several blocks for a band
 
 
 @pytest.mark.parametrize("arch", ARCHES)
@@ -58,15 +60,21 @@ def test_nchw_residues(arch, stride):
     """All residues of the columns modulo the strip, hence vectors of 8 to 1 elements and single loads at both edges."""
     for columns, rows in zip(range(1, 25), (1, 2, 3, 6, 7, 8, 13, 14) * 3, strict=True):
         if columns * stride > 1:
-            go(NCHW, 1, 3, (rows, columns), (3, 3), last=False, target=arch, padding=1, strides=stride, batch=1)
+            options = {"padding": 1, "strides": stride, "batch": 1, "bias": columns % 2 and "float32"}
+            go(NCHW, 1, 3, (rows, columns), (3, 3), last=False, target=arch, **options)
 
 
 @pytest.mark.parametrize("arch", ARCHES)
 def test_nhwc_tile_residues(arch):
     """Channels, columns and rows around the edges of every tile."""
-    for groups, rows, columns in ((8, 1, 1), (16, 13, 17), (64, 15, 15), (72, 14, 16), (136, 7, 8), (8, 29, 31)):
+    for groups, rows, columns in ((8, 1, 1), (16, 13, 17), (64, 15, 15), (72, 12, 16), (136, 7, 8), (8, 29, 31)):
         go(NHWC_TILE, 1, groups, (rows, columns), (3, 3), last=True, target=arch, padding=1, batch=1, w_layout="hwio")
-        go(NHWC_TILE, 1, groups, (rows, columns), (3, 3), last=True, target=arch, padding=((0, 2), (3, 0)), batch=1)
+        for padding in (((0, 2), (3, 0)), ((9, 1), (20, 3))):
+            options = {"padding": padding, "batch": 1, "bias": "float32", "target": arch}
+            go(NHWC_TILE, 1, groups, (rows, columns), (3, 3), last=True, **options)
+    for dilations in ((2, 3), (3, 1), (1, 2)):  # phases of rows and columns, more than one image
+        options = {"padding": 2, "dilations": dilations, "target": arch, "last": True}
+        go(NHWC_TILE, 1, 24, (19, 37), (3, 3), batch=2, **options)
 
 
 @pytest.mark.parametrize(("tile", "arch"), list(zip(depthwise_nhwc_tile.TILES, ARCHES * 6, strict=True)))
@@ -81,7 +89,25 @@ def test_every_nhwc_tile(monkeypatch, tile, arch):
 def test_nchw_tile_residues(arch, stride):
     """Rows that start anywhere in a 16-byte unit, groups of planes, bands, exact and ragged thread tiles."""
     for size in ((7, 1), (7, 3), (7, 7), (7, 14), (14, 7), (28, 28), (9, 9), (9, 13), (9, 203), (70, 105), (1, 7)):
-        go(NCHW_TILE, 1, 5, size, (3, 3), last=False, target=arch, padding=1, strides=stride, batch=1)
+        options = {"padding": 1, "strides": stride, "batch": 1, "bias": "float32", "target": arch}
+        go(NCHW_TILE, 1, 5, size, (3, 3), last=False, **options)
+    options |= {"batch": 3}
+    go(
+        NCHW_TILE, 1, 7, (21 * stride, 35 * stride), (3, 3), last=False, **options
+    )  # planes of several images in a block
+    go(NCHW_TILE, 1, 1, (140, 105), (3, 3), last=False, **options | {"batch": 2})  # several bands of a plane
+
+
+@pytest.mark.parametrize("arch", ARCHES)
+def test_nchw_tile_shapes_of_one_instantiation(arch):
+    """Thread tiles of 5x5 that do not fit, or whose padding is not known to the compiler."""
+    for rows, columns, padding in (
+        (9, 19, ((1, 1), (1, 1))), (19, 9, ((0, 2), (2, 0))), (10, 9, ((3, -1), (-2, 4))), (9, 9, ((5, -3), (-1, 3))),
+        (20, 19, ((2, 0), (0, 2))),
+    ):  # fmt: skip
+        options = {"padding": padding, "batch": 1 + rows % 3, "bias": "float32", "target": arch, "last": False}
+        launch = go(NCHW_TILE, 1, 3, (rows, columns), (3, 3), **options)
+        assert launch.template[3:10] == (5, 5, 3, 3, 1, -1, -1)
 
 
 def test_nchw_tile_filters():
@@ -158,8 +184,8 @@ def test_rows_of_any_length(arch, taps):
     """Every phase of a row inside a 16-byte unit, lengths around the edges of units, segments and warps."""
     k, before = taps
     options = {"padding": ((before, k - 1 - before),), "target": arch, "last": False}
-    for length in (1, 2, 7, 8, 9, 15, 16, 255, 256, 257, 263, 264, 511, 512, 513, 520, 1030, 1032):
-        go(NCW, 1, 9, (length,), (k,), batch=1, **options)
+    for length in (1, 2, 7, 8, 9, 15, 16, 255, 256, 257, 263, 264, 511, 512, 513, 520, 770, 1030, 1032):
+        go(NCW, 1, 9, (length,), (k,), batch=1, bias=length % 2 and "float32", **options)
     if k < 9:
         for length in (3, 4, 127, 128, 129, 260):
             go(NCW, 1, 5, (length,), (k,), dtype="float32", bias="float32", residual=True, activation="relu", **options)

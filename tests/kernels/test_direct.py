@@ -36,6 +36,18 @@ def test_geometry(arch, last):
 
 
 @pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("arch", ARCHES)
+def test_geometry_of_three_axes(arch, last):
+    """Each axis in turn has each stride, dilation, input dilation and padding."""
+    x, w = arrays("float32", 2, 2, 5, (4, 3, 5), (3, 2, 3), last=last, batch=1)
+    axes = ((1, 2, 3, (2, 1)), (2, 1, 2, (-1, 3)), (3, 1, 1, (4, -2)))
+    for turn in range(3):
+        names = ("strides", "dilations", "input_dilations", "padding")
+        options = dict(zip(names, zip(*(axes[turn:] + axes[:turn]))))
+        run(ROW, x, w, groups=2, target=arch, input_layout="ndhwc" if last else "ncdhw", **options)
+
+
+@pytest.mark.parametrize("last", [False, True])
 def test_residues_of_tile_and_block(last):
     for columns, channels in product(range(1, 10), (1, 3, 4, 5)):
         x, w = arrays("float32", 1, 3, channels, (3, columns), (2, 1), last=last)
@@ -93,17 +105,33 @@ def test_floating_dtypes(arch, dtype):
 @pytest.mark.parametrize(("dtype", "zero"), [("int8", -7), ("uint8", 130)])
 def test_integers(arch, dtype, zero):
     x, w = arrays(dtype, 3, 2, 5, (6, 7), (3, 3))
-    w_zero = np.arange(10, dtype=np.int32) - 4
+    w_zero = np.arange(10, dtype=np.int32) + 4
     for activation in (None, "relu", ("clip", -1000.5, np.inf)):
         run(ROW, x, w, target=arch, groups=2, padding=2, x_zero_point=zero, w_zero_point=w_zero, activation=activation)
     run(ROW, x, w.view("int8"), target=arch, groups=2, bias="int32", residual=True)
+
+
+@pytest.mark.parametrize(("arch", "w_dtype", "last"), [("sm_80", "int8", True), ("sm_120", "uint8", False)])
+def test_four_integers_at_a_time(arch, w_dtype, last):
+    """Input channels side by side, in both thread mappings; zero points of both at the borders, or of none."""
+    rng = np.random.default_rng(2)
+    x = checking.numbers((2, 6, 5, 8), "uint8", rng, True)
+    w = checking.numbers((6, 3, 3, 4), w_dtype, rng, True)
+    layouts = {"input_layout": "nhwc", "filter_layout": "ohwi", "output_layout": "nhwc" if last else "nchw"}
+    options = {"target": arch, "groups": 2, "padding": 1, "strides": (1, 2), **layouts}
+    zero_points = {"x_zero_point": np.uint8(200), "w_zero_point": rng.integers(1, 9, 6).astype(w_dtype)}
+    shifted = run(ROW, x, w, requantize=(1e-3, 100), **zero_points, **options)
+    plain = run(ROW, x, w, bias="int32", **options)
+    assert (shifted.template[6], plain.template[6]) == (2, 1)
+    assert run(ROW, x[..., ::-1], w, **options).template[6] == 0
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_activations(name, dtype):
     """Values, and the infinities and NaN that some inputs carry."""
-    activation = (name, -0.5, 0.75) if name == "clip" else name
+    parameters = {"clip": (-0.5, 0.75), "scaled_tanh": (1.5, 0.5), "parametric_softplus": (0.5, 2)}
+    activation = (name, *parameters.get(name, ()))
     x, w = arrays(dtype, 3, 1, 4, (7, 9), (3, 3), exact=False)
     x *= 4
     run(ROW, x, w, exact=False, activation=activation, bias=dtype)

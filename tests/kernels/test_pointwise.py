@@ -56,11 +56,12 @@ def test_every_tile(engine, in_rows, tile, arch):
     pixels, channels = (tile.rows, tile.columns) if in_rows else (tile.columns, tile.rows)
     slab = tile.slab // np.dtype(dtype).itemsize
     height = pixels * (tile.blocks + 1 if tile.resident else 1) // 16 + 1  # 16 wide: more tiles than blocks
-    options = {"x_zero_point": np.uint8(7), "residual": False} if dtype == "uint8" else {"residual": True}
+    zero_points = {"x_zero_point": np.uint8(7), "w_zero_point": np.uint8(9)}
+    options = {**zero_points, "residual": False} if dtype == "uint8" else {"residual": True}
     x, w, layout = conv1x1(
         dtype, slab * (4 if tile.split else 1) + 16, min(channels + 8, 72), (height, 8), in_rows=in_rows
     )
-    probe = arguments.prepare(x, w, **layout, x_zero_point=options.get("x_zero_point", 0)).problem
+    probe = arguments.prepare(x, w, **layout, w_zero_point=options.get("w_zero_point", 0)).problem
     if not pointwise.demand_of(probe).blocks(tile, TARGETS[arch]):  # its shared memory is for larger GPUs
         arch = "sm_80"
     launch = run(with_tile(tile), x, w, target=arch, bias="int32" if dtype == "uint8" else dtype, **options, **layout)
@@ -85,13 +86,23 @@ def test_residues(engine, dtype, in_rows, arch):
         run(with_tile(tile), x, w, target=arch, **layout)
 
 
+@pytest.mark.parametrize("arch", ARCHES)
+def test_depths(arch):
+    """Numbers of slabs around the stages of the ring, ragged everywhere, through one instantiation."""
+    tile = tile_of(Engine.TENSOR_CORES, True, STREAMING)
+    for i, channels in enumerate((8, 64, 72, 128, 192, 200, 328)):
+        x, w, layout = conv1x1("float16", channels, 8 * (1 + i % 4), (1 + i, 13), groups=1 + i % 3, batch=1 + i % 2)
+        run(with_tile(tile), x, w, target=arch, bias="float32", **layout)
+
+
 @pytest.mark.parametrize(("dtype", "in_rows"), [("float16", True), ("float16", False), ("float32", True)])
 def test_odd_residues(dtype, in_rows):
     """One element at a time, where nothing is aligned."""
     engine = Engine.IEEE if dtype == "float32" else Engine.TENSOR_CORES
     for i in range(1, 18, 2):
-        x, w, layout = conv1x1(dtype, 3 * i + 14, 34 - i, (1, 8 + i), in_rows=in_rows, batch=1, seed=i)
-        run(with_tile(tile_of(engine, in_rows, FEW)), x, w, **layout)
+        sizes = (dtype, 3 * i + 14, 34 - i, (1, 8 + i))
+        x, w, layout = conv1x1(*sizes, in_rows=in_rows, groups=1 + i // 2 % 2, batch=1, seed=i)
+        run(with_tile(tile_of(engine, in_rows, FEW)), x, w, residual=i % 3 == 0, **layout)
 
 
 ACCESSES = {
@@ -177,6 +188,26 @@ def test_integers_without_zero_points(in_rows):
     run(ROW, x, w, residual=True, activation="relu", **layout)
 
 
+@pytest.mark.parametrize(
+    ("kind", "in_rows", "arch"),
+    [(RESIDENT, True, "sm_80"), (STREAMING, False, "sm_120"), (FEW, True, "sm_80"), (SPLIT, True, "sm_120")],
+)
+def test_a_zero_point_of_x_alone(kind, in_rows, arch):
+    """It joins the bias, also where several warps or blocks share a sum; filters of every width, requantised."""
+    for k, w_layout in ((96 if kind == SPLIT else 48, "oihw"), (20, "oihw"), (37, "oihw"), (32, "hwio")):
+        x, w, layout = conv1x1("uint8", k * (8 if kind == SPLIT else 1), 40, (5, 8), in_rows=in_rows, w_layout=w_layout)
+        options = {"bias": "int32", "x_zero_point": np.uint8(250), "requantize": (1e-4, np.uint8(9)), **layout}
+        run(with_tile(tile_of(Engine.TENSOR_CORES, in_rows, kind)), x, w.view("int8"), target=arch, **options)
+
+
+def test_requantisation_does_not_spill():
+    x, w, layout = conv1x1("uint8", 64, 256, (8, 8))
+    options = {"x_zero_point": 3, "requantize": (0.1, 0), **layout}
+    problem = arguments.prepare(x, w, **options).problem
+    tile = max(TILES[Engine.TENSOR_CORES, True], key=lambda tile: tile.warp_rows * tile.warp_columns)
+    assert_lean([pointwise.plan(problem, KNOWN_TARGETS["sm_90a"], tile)], ["sm_90a", "sm_75"])
+
+
 @pytest.mark.parametrize("kind", [RESIDENT, STREAMING, SPLIT])
 @pytest.mark.parametrize(("engine", "dtype"), [(Engine.TENSOR_CORES, "float16"), (Engine.IEEE, "float32")])
 def test_non_finite_values_stay_in_their_pixel(engine, dtype, kind):
@@ -233,7 +264,7 @@ def test_memory_traffic_of_a_mobilenet_layer():
 def test_registers_do_not_spill(engine):
     """One wide tile per engine here; the compile matrix has them all."""
     dtype = {Engine.IEEE: "float32", Engine.TENSOR_CORES: "float16", Engine.TENSOR_CORES_ZERO_POINTS: "uint8"}[engine]
-    zero_point = {"x_zero_point": 3} if dtype == "uint8" else {}
+    zero_point = {"w_zero_point": 3} if dtype == "uint8" else {}
     x, w, layout = conv1x1(dtype, 64, 256, (8, 8))
     problem = arguments.prepare(x, w, **zero_point, **layout).problem
     tile = max(TILES[engine, True], key=lambda tile: tile.warp_rows * tile.warp_columns)

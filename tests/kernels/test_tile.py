@@ -10,8 +10,8 @@ from gpu_conv.cuda.targets import KNOWN_TARGETS
 from gpu_conv.emulator import EmulationError, Emulator
 from gpu_conv.families import Row, tile
 from gpu_conv.families.tile_model import Tile
+from gpu_conv.testing.tolerance import assert_close
 from tests.kernels.checking import ARCHES, TARGETS, arrays, assert_lean, assert_params_match, plant, run
-from tests.tolerance import assert_close
 
 ROW = tile.ROWS[0]
 
@@ -196,6 +196,27 @@ def test_few_and_odd_channels(channels, outputs, groups, options):
     convolve(channels, outputs, groups, (13, 22), (3, 3), padding=1, residual=True, **options)
 
 
+INTEGERS = (  # types of x and w, channels, outputs, groups, options
+    ("uint8", "int8", 32, 24, 1, {"requantize": (1e-3, np.uint8(9)), "padding": 2}),
+    ("int8", "int8", 64, 32, 2, {"padding": 1, "strides": 2, "activation": "relu", "bias": "int32"}),
+    ("int8", "uint8", 3, 10, 1, {"requantize": (np.geomspace(1e-4, 1e-2, 10), np.int8(-9)), "strides": 2}),
+    ("uint8", "uint8", 48, 21, 3, {"padding": ((1, 2), (0, 3)), "output_layout": "nchw"}),
+    ("uint8", "int8", 80, 33, 1, {"requantize": (1e-3, np.int8(3)), "bias": "int32", "batch": 3}),
+)
+
+
+@pytest.mark.parametrize(("number", "case"), list(enumerate(INTEGERS)), ids=str)
+def test_integers(number, case):
+    """Extreme zero points at the borders, chunks of 16 channels copied and gathered, slabs, 8 and 32 bits out."""
+    x_type, w_type, channels, outputs, groups, options = case
+    sizes = (channels // groups, groups, outputs // groups, (9, 13), (3, 3))
+    x, _ = arrays(x_type, *sizes, batch=options.get("batch", 2), last=True)
+    _, w = arrays(w_type, *sizes, w_layout="ohwi")
+    options = {k: v for k, v in options.items() if k != "batch"} | {"input_layout": "nhwc", "filter_layout": "ohwi"}
+    zero = np.array(255 if x_type == "uint8" else -128, x_type)
+    run(ROW, x, w, target=ARCHES[number % 2], groups=groups, x_zero_point=zero, **options)
+
+
 def test_strided_views():
     """Every second row and column of a larger image, and outputs into every second image of a larger batch."""
     rng = np.random.default_rng(0)
@@ -242,7 +263,7 @@ def problem(x_shape, w_shape, *, dtype="float16", **options):
     ("x", "w", "arch", "options", "reason"),
     [
         ((1, 8, 8, 16), (16, 3, 3, 16), "sm_75", {}, "compute capability 8.0"),
-        ((1, 8, 8, 16), (16, 3, 3, 16), "sm_80", {"dtype": "float32"}, "float16 and bfloat16"),
+        ((1, 8, 8, 16), (16, 3, 3, 16), "sm_80", {"dtype": "float32"}, "float16, bfloat16, int8 and uint8"),
         ((1, 9, 9, 16), (16, 9, 9, 16), "sm_80", {}, "at most 49 taps"),
         ((1, 8, 8, 16), (16, 3, 3, 1), "sm_80", {"groups": 16}, "depthwise"),
         ((1, 8, 8, 16), (16, 3, 3, 16), "sm_80", {"input_dilations": 2}, "does not dilate"),
@@ -274,6 +295,18 @@ def test_no_spills(number, layer):
     arch = ("sm_90a", "sm_120", "sm_80", "sm_86", "sm_100", "sm_89")[number % 6]
     assert ROW.refuses(made, KNOWN_TARGETS[arch]) is None
     assert_lean([ROW.plan(made, KNOWN_TARGETS[arch])], [arch])
+
+
+@pytest.mark.parametrize(
+    ("layer", "arch"),
+    [((32, 256, 256, 1, 14), "sm_90a"), ((32, 128, 128, 8, 28), "sm_80"), ((32, 3, 32, 1, 112), "sm_120")],
+)
+def test_no_spills_of_integers(layer, arch):
+    """Layers of quantised networks: images, channels, outputs, groups, size."""
+    images, channels, outputs, groups, size = layer
+    shapes = (images, size, size, channels), (outputs, 3, 3, channels // groups)
+    options = {"x_zero_point": 3, "requantize": (0.1, 0), "groups": groups, "padding": 1}
+    assert_lean([ROW.plan(problem(*shapes, dtype="uint8", **options), KNOWN_TARGETS[arch])], [arch])
 
 
 BUGS = (

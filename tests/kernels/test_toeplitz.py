@@ -32,6 +32,31 @@ def test_residues(stride):
         go((rows[columns % 3], columns), (3, 3), target=ARCHES[columns // 4 % 2], padding=1, strides=stride, groups=1)
 
 
+@pytest.mark.parametrize("arch", ARCHES)
+def test_shapes_of_one_instantiation(arch, monkeypatch):
+    """Maps of 24 columns whose other sizes vary: images, channels, rows, padding; several chunks for each warp."""
+    monkeypatch.setattr(toeplitz, "CHUNKS", 100)
+    cases = (
+        (1, 1, 3, (1, 1)),
+        (2, 5, 1, (0, 2)),
+        (9, 3, 2, (2, 0)),
+        (16, 1, 1, (3, 4)),
+        (25, 2, 1, (-2, 1)),
+        (8, 9, 2, (5, 0)),
+    )
+    for rows, batch, groups, padding in cases:
+        for columns in ((1, 1), (2, 0)):
+            options = {"groups": groups, "batch": batch, "padding": (padding, columns), "bias": "float32"}
+            go((rows, 24), (3, 3), target=arch, **options)
+
+
+@pytest.mark.parametrize("arch", ARCHES)
+def test_shapes_of_one_tall_instantiation(arch):
+    for batch, groups, padding in ((1, 2, (7, 7)), (5, 1, (9, 5)), (3, 2, (6, 8)), (2, 1, (14, 0)), (9, 3, (-2, 16))):
+        options = {"groups": groups, "batch": batch, "padding": (padding, (7, 7)), "bias": "float32"}
+        assert go((17, 12), (15, 15), target=arch, **options).kernel == "depthwise_toeplitz_tall"
+
+
 @pytest.mark.parametrize(
     ("taps", "stride"),
     [
