@@ -24,7 +24,7 @@ from .views import strided, working_order
 
 RUN = 768, 3072  # elements of the inner loop: 10 to 20 % faster than whole rows of 4000 to 10000
 ROW = 8192  # elements of a row that is not cut if no cut is even: a second einsum costs more
-BLOCK = 1 << 16  # elements of a block of rows: its epilogue finds it in the L2 cache
+BLOCK = 1 << 17  # elements of a block of rows: its epilogue finds it in the L2 cache
 WIDE = 64  # channels from which a strided convolution reads single columns instead of planes of every s-th column
 
 
