@@ -132,6 +132,10 @@ class Writer:
         self.program.namespace[name] = scalar
         return name
 
+    def parameter_size(self, name: str) -> int:
+        """Bytes of a kernel parameter; 0 if there is none of that name."""
+        return next((p.size for p in self.program.kernel.parameters if p.name == name), 0)
+
     def name(self, register: str) -> str:
         return "_" + re.sub(r"\W", "_", register.removeprefix("%"))
 

@@ -62,6 +62,8 @@ def _load(w: Writer, i: Instruction, mods: Modifiers) -> None:
     if space == "param":
         if isinstance(address.base, Symbol):
             name, start, shown = address.base.name, address.offset, DTYPE_NAMES[dtype]
+            if not 0 <= start <= w.parameter_size(name) - size * count:
+                raise w.unsupported("outside of the parameter")
             w.write_all(i.operands[0], lambda j: f"m.parameter({name!r}, {start + j * size}, {shown})", dtype)
             return
         space = "const"  # a struct indexed at run time: its bytes are an allocation

@@ -102,7 +102,7 @@ class GlobalMemory:
                 if np.any(bad):
                     text = f"reads {size} bytes of {allocation.name} that nobody has written"
                     self.machine.report("uninitialised read", site, bad, lanes, text, offset + allocation.base)
-            if allocation.order is not None:
+            if allocation.writable:
                 self.machine.order.read(site, allocation, offset, lanes, size)
         self._touch(site, allocation, offset, lanes, size, write=False)
 

@@ -15,6 +15,8 @@ TYPE_SIZES = {
     **dict.fromkeys(("b64", "u64", "s64", "f64"), 8),
 }
 
+SHARED_GUARD = 128  # bytes between two shared variables: all banks once, so that no bank changes
+
 
 @dataclass(frozen=True)
 class Register:
@@ -140,7 +142,7 @@ class Instruction:
 
 @dataclass
 class Variable:
-    """A variable of the module or of a kernel; ``offset`` is its place in the shared or local window."""
+    """A variable of the module or of a kernel; ``offset`` is its place in the emulated shared or local memory."""
 
     name: str
     space: str
@@ -179,13 +181,27 @@ class Kernel:
         """Shared memory of a block that is launched with so much dynamic shared memory."""
         return self.dynamic_shared_offset + dynamic if dynamic else self.static_shared
 
+    def shared_extents(self, dynamic: int) -> list[tuple[str, int, int]]:
+        """Name, start and end of every shared variable, in ascending order, for so much dynamic shared memory."""
+        own = [v for v in self.variables.values() if v.space == "shared" and not v.extern]
+        extents = [(v.name, v.offset, v.offset + v.size) for v in own]
+        if dynamic:
+            start = self.dynamic_shared_offset + len(own) * SHARED_GUARD
+            extents.append(("dynamic shared memory", start, start + dynamic))
+        return extents or [("shared memory", 0, 0)]
+
     def place_variables(self) -> None:
-        """Assign the offsets of shared and local variables; dynamic shared memory follows the static part."""
-        shared = local = 0
+        """Assign the offsets of shared and local variables; dynamic shared memory follows the static part.
+
+        Shared variables lie apart by a guard more than on a GPU, so that no index can run from one into the next.
+        """
+        shared = local = guard = 0
         for variable in self.variables.values():
             if variable.space == "shared" and not variable.extern:
-                variable.offset = _round_up(shared, variable.align)
-                shared = variable.offset + variable.size
+                start = _round_up(shared, variable.align)
+                shared = start + variable.size
+                variable.offset = start + guard
+                guard += SHARED_GUARD
             elif variable.space == "local":
                 variable.offset = _round_up(local, variable.align)
                 local = variable.offset + variable.size
@@ -193,7 +209,7 @@ class Kernel:
         self.static_shared = shared
         self.dynamic_shared_offset = _round_up(shared, max([16, *(v.align for v in dynamic)]))
         for variable in dynamic:
-            variable.offset = self.dynamic_shared_offset
+            variable.offset = self.dynamic_shared_offset + guard
         self.local_bytes = local
 
 

@@ -81,8 +81,8 @@ class Machine:
         self.clock = Clock(self.block_count, self.lane_count)
         self.order = BlockOrder(self, launch.order)
         self.memory = GlobalMemory(self)
-        size = program.kernel.shared_bytes(launch.dynamic_shared)
-        self.shared = SharedMemory(self, size, program.shared_granule, races=launch.checking)
+        granule = program.shared_granule
+        self.shared = SharedMemory(self, program.kernel, launch.dynamic_shared, granule, races=launch.checking)
         self.local = LocalMemory(self, program.kernel.local_bytes)
         self.generic = Generic(self)
         self.copies = AsyncCopies(self)

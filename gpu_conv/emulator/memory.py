@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 from numpy.lib.array_utils import byte_bounds
 
 from .lanes import Value
+
+if TYPE_CHECKING:
+    from .order import GlobalShadow
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -31,7 +34,7 @@ class Allocation:
         internal: made by the emulator for a variable or a parameter; it is no traffic of the launch.
         pointer: the address of element 0, what the kernel receives.
         written: one byte per byte, 255 where the kernel (or the caller) has written; ``None`` if all of it is.
-        order: shadow of the global race check, made at the first write.
+        order: shadow of the global race check, made at the first access if the kernel may write here.
         sectors_read, sectors_written: which 32-byte sectors were touched.
     """
 
@@ -62,7 +65,7 @@ class Allocation:
         self.words = {n: self.bytes.view(t) for n, t in _WORDS.items()}
         self._vectors: dict[tuple[int, int], npt.NDArray[Any]] = {}
         self.written = None if initialised else np.zeros(size, np.uint8)
-        self.order: npt.NDArray[np.uint64] | None = None
+        self.order: GlobalShadow | None = None
         self.sectors_read = np.zeros(size // 32 + 1, np.bool_)
         self.sectors_written = np.zeros(size // 32 + 1, np.bool_)
 

@@ -3,8 +3,8 @@
 Order comes from program order, from barriers (:class:`clock.Clock`) and, between blocks, from a hand-over: the
 writer's block executes a device-scope fence and then an atomic; the reader's block executes an atomic on the same
 location and then a fence. A barrier extends either side to the other threads of the block.
-Reads are not recorded: a location that one block reads and another one writes is reported when the schedule runs the
-write first, so a random schedule helps.
+Of the readers of a location that is written later two are remembered, the last one and the last one of another block;
+a random schedule shows others.
 Locations that were last changed by atomics (or strong stores) are exempt: those never race with each other.
 """
 
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from .memory import Allocation
     from .program import Site
 
+Entries = npt.NDArray[np.uint64]
+
+_THREAD = np.uint64(32)  # bits of the time below the thread
 _ATOMIC = np.uint64(0xFFFFFFFF)  # "thread" of a location that was changed by an atomic
 
 
@@ -53,8 +56,35 @@ class LaunchOrder:
         self.acquired: dict[int, dict[int, list[_Acquire]]] = {}  # block -> other block
 
 
+class GlobalShadow:
+    """Who touched each granule of an allocation: entries are (thread + 1) << 32 | time, 0 for nobody."""
+
+    def __init__(self, count: int) -> None:
+        self.writer = np.zeros(count, np.uint64)
+        self.reader = np.zeros(count, np.uint64)
+        self.other_reader = np.zeros(count, np.uint64)  # the last one of another block than `reader`
+        self.was_read = False
+
+    def before_write(self) -> list[tuple[Entries, str]]:
+        """What a write must be ordered after, and what a finding calls the pair."""
+        readers = [(self.reader, "writes {}, read"), (self.other_reader, "writes {}, read")] if self.was_read else []
+        return [(self.writer, "writes {}, written"), *readers]
+
+    def read(self, granule: Indices, key: Entries, width: int) -> None:
+        """Note readers; ``width`` lanes are a block."""
+        self.was_read = True
+        self._displace(granule, self.reader.take(granule), key, width)
+        self.reader[granule] = key
+        self._displace(granule, key, self.reader.take(granule), width)  # several readers at once: one was kept
+
+    def _displace(self, granule: Indices, old: Entries, new: Entries, width: int) -> None:
+        blocks = [((keys >> _THREAD) - np.uint64(1)) // np.uint64(width) for keys in (old, new)]
+        which = np.flatnonzero((old != 0) & (blocks[0] != blocks[1]))
+        self.other_reader[granule[which]] = old[which]
+
+
 class BlockOrder:
-    """The same seen from the blocks that run together. Shadow entries are (thread + 1) << 32 | time."""
+    """The same seen from the blocks that run together."""
 
     def __init__(self, machine: Machine, launch: LaunchOrder) -> None:
         self.machine = machine
@@ -69,24 +99,28 @@ class BlockOrder:
         first = offsets // self.launch.granule
         return [first + part for part in range(max(1, size // self.launch.granule))]
 
-    def _shadow(self, allocation: Allocation) -> npt.NDArray[np.uint64]:
+    def _shadow(self, allocation: Allocation) -> GlobalShadow:
         if allocation.order is None:
-            allocation.order = np.zeros(len(allocation.bytes) // self.launch.granule + 1, np.uint64)
+            allocation.order = GlobalShadow(len(allocation.bytes) // self.launch.granule + 1)
         return allocation.order
+
+    def _key(self, mine: Entries) -> Entries:
+        return (mine << _THREAD) | np.uint64(self.machine.clock.now)
 
     def write(self, site: Site, allocation: Allocation, offsets: Indices, lanes: Lanes, size: int) -> None:
         """Check and record a store; ``offsets`` has one entry per active lane."""
         shadow = self._shadow(allocation)
         mine = compact(lanes, self.thread)
-        key = (mine << np.uint64(32)) | np.uint64(self.machine.clock.now)
+        key = self._key(mine)
         for granule in self._granules(offsets, size):
-            before = shadow.take(granule)
-            bad = before != 0
-            if bad.any():
-                bad &= (before >> np.uint64(32)) != mine
-                self._report(site, allocation, offsets, lanes, bad, before, "writes")
-            shadow[granule] = key
-            lost = shadow.take(granule) != key
+            for table, verb in shadow.before_write():
+                before = table.take(granule)
+                bad = before != 0
+                if bad.any():
+                    bad &= (before >> _THREAD) != mine
+                    self._report(site, allocation, offsets, lanes, bad, before, verb)
+            shadow.writer[granule] = key
+            lost = shadow.writer.take(granule) != key
             if lost.any():
                 self.machine.report(
                     "global race", site, lost, lanes, f"several threads write {allocation.name} at once",
@@ -94,15 +128,17 @@ class BlockOrder:
                 )  # fmt: skip
 
     def read(self, site: Site, allocation: Allocation, offsets: Value, lanes: Lanes, size: int) -> None:
-        """Check a load of memory that was written in this launch."""
-        assert allocation.order is not None
+        """Check and record a load of memory that this launch may write."""
+        shadow = self._shadow(allocation)
         mine = compact(lanes, self.thread)
+        key = self._key(mine)
         offsets = spread(offsets, len(mine))
         for granule in self._granules(offsets, size):
-            before = allocation.order.take(granule)
-            bad = (before != 0) & ((before >> np.uint64(32)) != mine)
+            before = shadow.writer.take(granule)
+            bad = (before != 0) & ((before >> _THREAD) != mine)
             if bad.any():
-                self._report(site, allocation, offsets, lanes, bad, before, "reads")
+                self._report(site, allocation, offsets, lanes, bad, before, "reads {}, written")
+            shadow.read(granule, key, self.machine.block_lanes)
 
     def atomic(
         self, site: Site, allocation: Allocation, offsets: Indices, lanes: Lanes, size: int, turns: Indices
@@ -114,11 +150,11 @@ class BlockOrder:
         shadow = self._shadow(allocation)
         mine = compact(lanes, self.thread)
         for granule in self._granules(offsets, size):
-            before = shadow.take(granule)
-            bad = (before != 0) & ((before >> np.uint64(32)) != mine)
+            before = shadow.writer.take(granule)
+            bad = (before != 0) & ((before >> _THREAD) != mine)
             if bad.any():
-                self._report(site, allocation, offsets, lanes, bad, before, "atomically changes")
-            shadow[granule] = _ATOMIC << np.uint64(32)
+                self._report(site, allocation, offsets, lanes, bad, before, "atomically changes {}, written")
+            shadow.writer[granule] = _ATOMIC << _THREAD
         self.synchronise(allocation, offsets, lanes, turns, release=True)
 
     def synchronise(
@@ -199,7 +235,7 @@ class BlockOrder:
         machine, width = self.machine, self.machine.block_lanes
         where = np.flatnonzero(bad)
         mine = spread(compact(lanes, np.arange(machine.lane_count)), len(bad))[where]
-        writer, time = before[where] >> np.uint64(32), (before[where] & np.uint64(0xFFFFFFFF)).astype(np.int64)
+        writer, time = before[where] >> _THREAD, (before[where] & np.uint64(0xFFFFFFFF)).astype(np.int64)
         atomic = writer == _ATOMIC
         writer = np.where(atomic, 0, writer.astype(np.int64) - 1)
         blocks = writer // width
@@ -218,7 +254,7 @@ class BlockOrder:
         who = "another thread of its block" if same_block[first] else f"block {int(blocks[first])} (linear index)"
         hint = "no barrier between" if same_block[first] else "no fence + atomic hands it over"
         machine.report(
-            "global race", site, bad, lanes, f"{verb} {allocation.name} written by {who}, {hint}",
+            "global race", site, bad, lanes, f"{verb.format(allocation.name)} by {who}, {hint}",
             offsets + allocation.base,
         )  # fmt: skip
 

@@ -39,6 +39,7 @@ _LOC = re.compile(r"\.loc\s+(\d+)\s+(\d+)\s+(\d+)([^\n]*)")
 _INLINED_AT = re.compile(r"inlined_at\s+(\d+)\s+(\d+)\s+(\d+)")
 _LABEL = re.compile(r"([A-Za-z_$%][\w$]*)\s*:(?!:)")
 _OPCODE = re.compile(r"([a-z][\w.:]*)\s*(.*)$", re.S)
+_BRACKET = re.compile(r"[{\[(]")
 _ADDRESS = re.compile(r"([^\s+\-][^\s+]*)\s*(?:\+\s*(-?\w+))?$")
 _INITIAL_VALUE = re.compile(r"0[fF][0-9a-fA-F]{8}|0[dD][0-9a-fA-F]{16}|-?0[xX][0-9a-fA-F]+|-?\d+")
 # Device functions are refused where they are called, so the declarations around a call say nothing new.
@@ -266,6 +267,7 @@ class _Body:
         family = re.match(r"(%?[A-Za-z_]+)\d+$", name)
         if family and family[1] in self.families:
             self.kernel.registers.setdefault(name, self.families[family[1]])
+            self.scopes[0][name] = name
             return Register(name)
         return None
 
@@ -304,6 +306,8 @@ class _Body:
 
 def _split(text: str) -> list[str]:
     """Split at the commas outside brackets."""
+    if not _BRACKET.search(text):
+        return [part.strip() for part in text.split(",")] if text.strip() else []
     parts, depth, start = [], 0, 0
     for i, character in enumerate(text):
         if character in "{[(":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import lru_cache
+from types import CodeType
 from typing import Any
 
 import numpy as np
@@ -69,8 +70,8 @@ class Program:
         self.shared_granule = min([16, *(n for i in instructions for n in _shared_sizes(i))])
         self.global_granule = min([16, *(n for i in instructions for n in _global_write_sizes(i))])
         self.classes = [[(instruction_class(i), i.name) for i in block.instructions] for block in self.blocks]
-        source = "\n\n".join(self._translate(block) for block in self.blocks)
-        exec(compile(source, f"<{kernel.name}>", "exec"), self.namespace)
+        for block in self.blocks:
+            exec(_compiled(self._translate(block)), self.namespace)
         self.functions = [self.namespace[f"block_{block.index}"] for block in self.blocks]
         number = self.numbers
         self.live_in = [frozenset(number[r] for r in b.live_in) for b in self.blocks]
@@ -151,6 +152,11 @@ class Program:
             raise instruction.unsupported()
         self.barriers[block.index] = Barrier(number.value, aligned, reduction, self.numbers[target.name])
         return writer.read(operands[2], np.bool_)
+
+
+@lru_cache(4096)  # kernels that differ in a few places, as in mutation testing, share the rest
+def _compiled(source: str) -> CodeType:
+    return compile(source, "<PTX>", "exec")
 
 
 @lru_cache(32)  # some 5 MB each

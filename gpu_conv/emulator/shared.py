@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .counters import count_wavefronts
-from .lanes import Active, Empty, Indices, Lanes, Value, compact, expand, spread
+from .lanes import Active, Empty, Indices, LaneList, Lanes, Value, compact, expand, spread
 from .memory import make_aligned, shift
 from .shadow import ATOMIC, Shadow
 
 if TYPE_CHECKING:
+    from .ir import Kernel
     from .machine import Machine
     from .program import Site
 
@@ -22,14 +23,16 @@ class SharedMemory:
     """One row of bytes per block. Fresh memory reads as NaN (all bits set).
 
     Attributes:
-        size: bytes that a block may use; ``stride``: distance of the rows.
+        size: bytes that a block uses on a GPU; ``stride``: distance of the rows, with the guards between variables.
+        extents: name, first and last-plus-one address of each variable, ascending.
         row: per lane (or uniform if there is one block), what turns an address into an index of ``bytes``.
     """
 
-    def __init__(self, machine: Machine, size: int, granule: int, *, races: bool) -> None:
+    def __init__(self, machine: Machine, kernel: Kernel, dynamic: int, granule: int, *, races: bool) -> None:
         self.machine = machine
-        self.size = size
-        self.stride = -(-size // 128) * 128
+        self.size = kernel.shared_bytes(dynamic)
+        self.extents = [(name, BASE + start, BASE + end) for name, start, end in kernel.shared_extents(dynamic)]
+        self.stride = max(1, -(-(self.extents[-1][2] - BASE) // 128)) * 128
         self.bytes = make_aligned(machine.block_count * self.stride)
         self.bytes[:] = 0xFF
         self.words = {n: self.bytes.view(t) for n, t in ((1, "u1"), (2, "u2"), (4, "u4"), (8, "u8"))}
@@ -45,34 +48,41 @@ class SharedMemory:
 
         The indices are ``None`` if the address is uniform and all lanes are active.
         """
-        address = compact(lanes, address).astype(np.int64) + immediate
-        top = BASE + self.size - size
-        if np.ndim(address) == 0:
-            fine = BASE <= address <= top and address % size == 0
-        else:
-            fine = address.max() <= top and address.min() >= BASE
-            fine = fine and not int(np.bitwise_or.reduce(address)) & (size - 1)
-        if not fine:
-            address = self._report(site, address, lanes, size, write)
+        address = self.check(site, compact(lanes, address).astype(np.int64) + immediate, lanes, size, write=write)
         if np.ndim(address) == 0 and lanes is None:
             return address, None
         count = self.machine.lane_count if lanes is None else lanes.count
         return address, spread(address, count) + compact(lanes, self.row)
 
-    def _report(self, site: Site, address: Value, lanes: Lanes, size: int, write: bool) -> Value:
-        outside = (address < BASE) | (address > BASE + self.size - size)
+    def check(self, site: Site, address: Value, lanes: LaneList, size: int, *, write: bool) -> Value:
+        """Check addresses; a bad one is reported and becomes a good one."""
+        uniform = np.ndim(address) == 0
+        _, low, high = self._extent(int(address if uniform else address.flat[0]))
+        if uniform:
+            fine = low <= address <= high - size and address % size == 0
+        else:
+            fine = address.max() <= high - size and address.min() >= low
+            fine = fine and not int(np.bitwise_or.reduce(address)) & (size - 1)
+        if fine:
+            return address
+        outside = np.ones(np.shape(address), np.bool_)
+        for _, low, high in self.extents:  # lanes may use different variables
+            outside &= (address < low) | (address > high - size)
         crooked = (address & (size - 1)) != 0
         verb = "writes" if write else "reads"
 
         def message(bad: int) -> str:
-            return f"{verb} {size} bytes at shared memory + {bad - BASE}; the block has {self.size} bytes"
+            name, low, high = self._extent(bad)
+            return f"{verb} {size} bytes at {name} + {bad - low}, which has {high - low} bytes"
 
-        if np.any(outside):
-            self.machine.report("out of bounds", site, outside, lanes, message, address)
-        crooked &= ~outside
-        if np.any(crooked):
-            self.machine.report("misaligned", site, crooked, lanes, message, address)
-        return np.where(outside | crooked, BASE, address)[()]
+        for kind, bad in (("out of bounds", outside), ("misaligned", crooked & ~outside)):
+            if np.any(bad):
+                self.machine.report(kind, site, bad, lanes, message, address)
+        return np.where(outside | crooked, self.extents[0][1], address)[()]
+
+    def _extent(self, address: int) -> tuple[str, int, int]:
+        """The variable at an address, or the next one below."""
+        return next((extent for extent in reversed(self.extents) if address >= extent[1]), self.extents[0])
 
     def count(self, site: Site, address: Value, lanes: Lanes, size: int) -> None:
         if not self.machine.counting:

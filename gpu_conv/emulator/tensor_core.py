@@ -14,7 +14,6 @@ import numpy.typing as npt
 
 from .lanes import WARP, Lanes, Value, per_warp
 from .numeric import bfloat_to_float
-from .shared import BASE
 
 if TYPE_CHECKING:
     from .machine import Machine
@@ -102,7 +101,8 @@ class TensorCore:
         machine, shared = self.machine, self.machine.shared
         rows = per_warp(address, machine.lane_count)[:, : 8 * count].astype(np.int64) + immediate
         warps = np.arange(len(rows)) if lanes is None else np.flatnonzero(lanes.warps)
-        rows = self._check(site, rows[warps], warps)
+        lanes_of_rows = (warps[:, None] * WARP + np.arange(rows.shape[1])).ravel()
+        rows = shared.check(site, rows[warps].ravel(), lanes_of_rows, 16, write=False).reshape(len(warps), -1)
         if machine.counting:
             counter = machine.access(site)
             counter.requests += len(warps)
@@ -126,21 +126,6 @@ class TensorCore:
                 matrix = full
             out.append(matrix.reshape(-1))
         return out
-
-    def _check(self, site: Site, rows: npt.NDArray[np.int64], warps: Any) -> npt.NDArray[np.int64]:
-        top = BASE + self.machine.shared.size - 16
-        if rows.min() >= BASE and rows.max() <= top and not int(np.bitwise_or.reduce(rows, axis=None)) & 15:
-            return rows
-        outside, crooked = (rows < BASE) | (rows > top), (rows & 15) != 0
-        lanes = (warps[:, None] * WARP + np.arange(rows.shape[1])).ravel()
-
-        def message(bad: int) -> str:
-            return f"reads a row of 16 bytes at shared memory + {bad - BASE}; the block has {top - BASE + 16} bytes"
-
-        for kind, bad in (("out of bounds", outside), ("misaligned", crooked & ~outside)):
-            if bad.any():
-                self.machine.report(kind, site, bad.ravel(), lanes, message, rows.ravel())
-        return np.where(outside | crooked, BASE, rows)
 
     def _shadow(self, site: Site, index: npt.NDArray[np.int64], warps: Any) -> None:
         """Word w of row r reaches lane 4r + w of the warp (without ``.trans``; with it the same lanes in sum)."""

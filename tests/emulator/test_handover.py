@@ -128,3 +128,25 @@ def test_flags_with_release_and_acquire():
         report = launch(source % (store, load), "flag", 3, 64, [x, y, np.zeros(1, np.int32)], arch="sm_90", outputs=[1])
         assert report.ok == ok, report
         np.testing.assert_array_equal(y, [x, 2 * x, 2 * x])
+
+
+CHANGE = """
+template <int V> __global__ void change(const float* x, float* y, float* part, int* ticket) {
+    __shared__ int last;
+    const int t = threadIdx.x, b = blockIdx.x, n = gridDim.x;
+    y[b * 64 + t] = part[t] + x[b * 64 + t];
+    %s
+    part[t] += 1; }"""
+
+
+@pytest.mark.parametrize("seed", [None, 1, 2, 3])
+@pytest.mark.parametrize("arch", DIALECTS)
+def test_a_write_after_another_blocks_read(arch, seed):
+    """Found although the readers come first; and no race if they have said that they are done."""
+    x = np.ones((6, 64), np.float32)
+    for text, kinds in (("if (b != n - 1) return;", {"global race"}), (RIGHT["fence in every thread"], set())):
+        args = [x, np.full_like(x, np.nan), np.ones(64, np.float32), np.zeros(1, np.int32)]
+        report = launch(CHANGE.replace("%s", text), "change<0>", 6, 64, args, arch=arch, seed=seed)
+        assert {f.kind for f in report.findings} == kinds, report
+    np.testing.assert_array_equal(args[1], 2)
+    np.testing.assert_array_equal(args[2], 2)

@@ -234,12 +234,30 @@ def test_shared_and_local_bounds():
     report = run(body.format(4), [])
     assert [(f.kind, f.lanes, f.thread) for f in report.findings] == [("out of bounds", 1, (31, 0, 0))]
     assert "misaligned" in [f.kind for f in run(body.format(2), []).findings]
-    assert run(body.format(100), [], shared=100).ok
     body = """.local .align 8 .b8 mine[8]; .reg .b64 %s; .reg .b32 %v; mov.u64 %s, mine;
         st.local.u32 [%s+{}], 1; ld.local.u32 %v, [%s+{}];"""
     assert run(body.format(4, 4), []).ok
     assert run(body.format(8, 4), []).findings[0].kind == "out of bounds"
     assert run(body.format(0, 4), []).findings[0].kind == "uninitialised read"
+
+
+@pytest.mark.parametrize("dynamic", [0, 64])
+def test_one_shared_variable_does_not_run_into_the_next(dynamic):
+    """Nor into dynamic shared memory; the lanes of one access may use several variables."""
+    declared = ".shared .align 4 .b8 first[128]; .shared .align 4 .b8 second[64]; .reg .pred %q; .reg .b64 %s2;"
+    body = declared + TILE.replace("tile", "third") + "mov.u64 %s2, {}; add.s64 %s2, %s2, %w;{}st.shared.u32 [%s2], 1;"
+    assert run(body.format("first", ""), [], shared=dynamic).ok
+    report = run(body.format("second", ""), [], shared=dynamic)
+    first = report.findings[0]
+    assert (first.kind, first.lanes, first.thread) == ("out of bounds", 16, (16, 0, 0))
+    assert "4 bytes at second + 64, which has 64 bytes" in str(report)
+    mixed = "setp.lt.u32 %q, %tid, 16; selp.b64 %s2, %s2, %s, %q;"
+    assert run(body.format("second", mixed), [], shared=dynamic).ok
+
+
+def test_shared_memory_that_is_not_there():
+    report = run(".reg .b32 %v; .reg .b64 %s; mov.u64 %s, 1024; ld.shared.u32 %v, [%s];", [])
+    assert [f.kind for f in report.findings][:1] == ["out of bounds"]
 
 
 def test_uninitialised_shared_memory():

@@ -6,6 +6,7 @@ import pytest
 from gpu_conv.emulator import PtxSyntaxError
 from gpu_conv.emulator.cfg import build_blocks
 from gpu_conv.emulator.ir import (
+    SHARED_GUARD,
     Address,
     FloatImmediate,
     Immediate,
@@ -94,9 +95,11 @@ def test_source_lines_follow_inlining_to_the_kernel():
 def test_variables_are_placed():
     body = ".shared .align 4 .b8 a[6]; .shared .align 16 .b8 b[16]; .local .align 8 .b8 __local_depot0[24]; ret;"
     parsed = kernel(body, ".extern .shared .align 128 .b8 dynamic[];\n.const .align 4 .u32 c[2][2] = {1, 2};")
-    assert [parsed.variables[n].offset for n in "ab"] == [0, 16]
+    assert [parsed.variables[n].offset for n in "ab"] == [0, 16 + SHARED_GUARD]
     assert parsed.static_shared == 32
-    assert parsed.dynamic_shared_offset == parsed.variables["dynamic"].offset == 128
+    assert parsed.dynamic_shared_offset == 128
+    assert parsed.variables["dynamic"].offset == 128 + 2 * SHARED_GUARD
+    assert [end - start for _, start, end in parsed.shared_extents(48)] == [6, 16, 48]
     assert parsed.local_bytes == 24
     assert parsed.variables["c"].data == np.array([1, 2, 0, 0], "<u4").tobytes()
 

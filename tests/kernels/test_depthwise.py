@@ -62,6 +62,7 @@ def test_nchw_residues(arch, stride):
         if columns * stride > 1:
             options = {"padding": 1, "strides": stride, "batch": 1, "bias": columns % 2 and "float32"}
             go(NCHW, 1, 3, (rows, columns), (3, 3), last=False, target=arch, **options)
+    go(NCHW, 1, 40, (9, 26), (3, 3), last=False, target=arch, **options | {"batch": 2})  # several blocks
 
 
 @pytest.mark.parametrize("arch", ARCHES)

@@ -79,11 +79,11 @@ def test_residues(engine, dtype, in_rows, arch):
     tile = min(TILES[engine, in_rows], key=lambda tile: tile.rows * tile.columns)
     step = 8 if dtype == "float16" else 4
     for i in range(1, tile.columns // step + 1):  # as wide as it goes
-        if in_rows:
-            x, w, layout = conv1x1(dtype, i * step * 5, i * step, (1, 16 + 3 * i), in_rows=True, batch=1, seed=i)
-        else:
-            x, w, layout = conv1x1(dtype, i * step * 5, 16 + 3 * i, (1, i * step), in_rows=False, batch=1, seed=i)
-        run(with_tile(tile), x, w, target=arch, **layout)
+        wide, other = i * step, 16 + 3 * i
+        outputs, pixels = (wide, other) if in_rows else (other, wide)
+        groups = {"groups": 1 + i % 2, "batch": 1, "seed": i}
+        x, w, layout = conv1x1(dtype, i * step * 5, outputs, (1, pixels), in_rows=in_rows, **groups)
+        run(with_tile(tile), x, w, target=arch, residual=i % 3 == 0, **layout)
 
 
 @pytest.mark.parametrize("arch", ARCHES)
