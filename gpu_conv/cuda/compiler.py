@@ -209,6 +209,7 @@ def _call(result: tuple[Any, ...]) -> Any:
 
 
 def _bytes(size: Any, fetch: Any, program: Any) -> bytes:
-    buffer: bytes = b" " * _call(size(program))  # the binding writes into it
+    count = _call(size(program))
+    buffer = bytes(count + 1)  # the binding writes into it: never into one byte, which Python shares with everybody
     _call(fetch(program, buffer))
-    return buffer
+    return buffer[:count]

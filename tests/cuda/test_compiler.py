@@ -126,6 +126,7 @@ def test_a_virtual_architecture_gives_the_same_ptx_and_no_cubin():
     exact, virtual = (compile(tiny.TEXT, "tiny<float, 3>", arch) for arch in ("sm_80", "compute_80"))
     assert virtual.cubin == b"" and virtual.registers == 0 < exact.registers
     assert virtual.ptx == exact.ptx and virtual.lowered == exact.lowered
+    assert not virtual.log and b"a b"[1] == ord(" ")  # an empty log is one byte, and Python's single bytes are shared
 
 
 def test_an_instantiation_that_does_not_exist_is_a_compile_error():

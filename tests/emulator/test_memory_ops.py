@@ -201,7 +201,7 @@ def test_unwritten_output_and_reads_of_it():
     assert report.findings[0].lanes == 2
     assert "first [3, 6]" in report.findings[0].message
     assert run(store, [y], threads=32, outputs=[0]).ok
-    report = run(".reg .f32 %v; ld.global.f32 %v, [%p0]; " + store, [y], outputs=[0])
+    report = run(".reg .f32 %v; " + store.replace("st.", "ld.global.f32 %v, [%a]; st."), [y], threads=32, outputs=[0])
     assert [f.kind for f in report.findings] == ["uninitialised read"]
 
 

@@ -10,7 +10,7 @@ from gpu_conv.cuda.targets import KNOWN_TARGETS
 pytest.importorskip("cuda.bindings.nvrtc")
 pytest.importorskip("typer")
 
-PER_ARCH = 25  # of about 2,000 for each architecture; 0.35 s each
+PER_ARCH = 12  # compilations of a run for each architecture; the whole set is `benchmarks/compile_matrix.py`
 
 
 @pytest.fixture
