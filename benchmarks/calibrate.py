@@ -25,7 +25,10 @@ from typing import Any
 
 import cupy
 import numpy as np
-from timing import Timing, benchmark_stream, measure, operand_sets, rotate, summarize
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from gpu_conv.cuda.timing import Timing, benchmark_stream, measure, operand_sets, rotate, summarize
 
 SECTION_SECONDS = 40
 MB = 1 << 20

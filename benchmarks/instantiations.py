@@ -1,10 +1,11 @@
 """Which kernels the dispatch table can ask for: the set that ``compile_matrix.py`` compiles for every architecture.
 
 Filters, strides, vector widths and tiles are template arguments: their product has no end. So the table itself is
-asked, for three sets of problems that together reach every tile of every family:
+asked, for four sets of problems that together reach every tile of every family:
 
 - ``corpus``: the tests' cases, in every row that accepts them;
 - ``layers``: real layers (``layers.json``) in three dtypes, two layouts and their batches, as dispatch runs them;
+- ``inverted_residuals``: chains for the kernel of that name, with every tile that fits;
 - ``tiles``: a grid over the filters, strides, sizes, dtypes and layouts that tile tables tell apart, in every row that
   accepts them, and with every tile of the pointwise kernel. The epilogues are those that need most registers: gelu
   (sm_90a, float16: 128 where the others need 72 to 126) and softplus, alone and with a residual.
@@ -25,7 +26,8 @@ import numpy as np
 
 from gpu_conv import arguments, dispatch
 from gpu_conv.cuda.targets import KNOWN_TARGETS
-from gpu_conv.families import pointwise, pointwise_tiles
+from gpu_conv.families import inverted_residual, pointwise, pointwise_tiles
+from gpu_conv.families.inverted_residual import Chain
 from gpu_conv.launch import Launch, Target
 from gpu_conv.problem import ConvProblem, Tensor
 
@@ -40,9 +42,9 @@ Key = tuple[str, str]  # file below kernels/, name expression
 class Request:
     """One problem on one architecture, and which launches of the table it stands for."""
 
-    problem: ConvProblem
+    problem: Any  # ConvProblem, or the Chain of an inverted residual
     arch: str
-    ask: Callable[[ConvProblem, Target], Iterable[Launch]]
+    ask: Callable[[Any, Target], Iterable[Launch]]
 
     def launches(self) -> list[Launch]:
         return list(self.ask(self.problem, KNOWN_TARGETS[self.arch]))
@@ -50,7 +52,10 @@ class Request:
 
 def requests(archs: Iterable[str]) -> Iterator[Request]:
     """Everything that is asked, architecture by architecture; planning happens in ``Request.launches``."""
-    sets = ((corpus(), every_row), (layers(), chosen), (grid(), every_row), (products(), every_tile))
+    sets: tuple[tuple[Iterable[Any], Any], ...] = (
+        *((corpus(), every_row), (layers(), chosen), (grid(), every_row), (products(), every_tile)),
+        (inverted_residuals(), every_tile_of_chain),
+    )
     asked = [(problem, ask) for problems, ask in sets for problem in problems]
     for arch in archs:
         yield from (Request(problem, arch, ask) for problem, ask in asked)
@@ -97,6 +102,12 @@ def every_tile(problem: ConvProblem, target: Target) -> Iterator[Launch]:
     if pointwise.refuses(problem, target) is None:
         demand = pointwise.demand_of(problem)
         yield from (pointwise.plan(problem, target, t) for t in demand.choices if demand.blocks(t, target))
+
+
+def every_tile_of_chain(chain: Chain, target: Target) -> Iterator[Launch]:
+    """The kernel of inverted residuals with every tile that fits."""
+    if inverted_residual.refuses(chain, target) is None:
+        yield from (inverted_residual.plan(chain, target, t) for t in inverted_residual.tiles(chain, target))
 
 
 def corpus() -> Iterator[ConvProblem]:
@@ -152,6 +163,27 @@ def products() -> Iterator[ConvProblem]:
     for (dtype, activation, extra), last, residual in product(kinds, BOTH, BOTH):
         row = _geometry(64, 64, 1, (28, 28), (1, 1)) | {"epilogue": ("add",) * residual}
         yield _problem(row, dtype, last, activation=activation, **extra)
+
+
+def inverted_residuals() -> Iterator[Chain]:
+    """Few and many channels, with and without expansion and residual: (in, expanded, out), stride, activation."""
+    sizes = (
+        (16, 96, 24),
+        (32, 192, 32),
+        (64, 384, 64),
+        (96, 576, 96),
+        (96, 576, 160),
+        (160, 960, 160),
+        (160, 960, 320),
+    )
+    for (c, e, o), stride, activation in product(((32, 32, 16), (56, 96, 40), *sizes), (1, 2), ("relu6", "gelu")):
+        size, same = (14, 14), stride == 1 and c == o
+        after = {"epilogue": (activation,)}
+        expand = _problem(_geometry(c, e, 1, size, (1, 1)) | after, "float16", True)
+        depthwise = _problem(_geometry(e, e, e, size, (3, 3), stride) | after, "float16", True)
+        narrow = _geometry(e, o, 1, depthwise.out_spatial, (1, 1)) | {"epilogue": ("add",) * same}
+        project = _problem(narrow, "float16", True)
+        yield Chain(None if c == e else expand, depthwise, project)
 
 
 def tiles_of_products() -> set[str]:

@@ -1,10 +1,10 @@
-"""Whole networks through the ONNX runner on CuPy arrays, random weights: milliseconds per call, float32.
+"""Whole networks through the ONNX runner on CuPy arrays, random weights: milliseconds per call.
 
     python benchmarks/nets.py --output nets.json [--batches 1 32 256] [--networks shufflenet_v2 ...]
 
-A call from Python, as a user makes it, its host cost included. PyTorch eager runs the convolutions of the same network,
-channels-last, batch norm folded; its time without the host, from the replay of a CUDA graph, is given too. (CuPy does
-not let cuBLAS be captured, and the runner's last layer is a matrix product.)
+A call from Python, as a user makes it, its host cost included: float32 and float16, step by step and as the replay of
+a CUDA graph. PyTorch eager runs the convolutions of the same network, channels-last, batch norm folded, in both types;
+its time without the host, from the replay of a CUDA graph, is given too.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -20,34 +21,45 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from bench import attempt
 from calibrate import environment
 from networks import NETWORKS
-from peers import torch_setup
-from timing import measure, measure_host
 
 import gpu_conv.onnx
+from gpu_conv.bench.gpu import attempt
+from gpu_conv.bench.peers import torch_setup
+from gpu_conv.cuda.timing import measure, measure_host
 from tests.test_mobilenet import LAYERS
 
 
-def ours(name: str, batch: int) -> dict[str, Any]:
-    """Time of one call of the runner, and its distance from NumPy's answer."""
-    model = gpu_conv.onnx.load(NETWORKS[name]())
+def ours(name: str, batch: int, dtype: str) -> dict[str, Any]:
+    """Time of one call of the runner and of one replay, memory of its plan, and the distance from NumPy's answer."""
+    proto = NETWORKS[name]()
     x = cupy.random.standard_normal((batch, 3, 224, 224), dtype=cupy.float32)
-    want = next(iter(model(cupy.asnumpy(x[:1])).values()))
-    got = cupy.asnumpy(next(iter(model(x).values()))[:1])
-    call = measure_host(lambda: model(x), cupy.cuda.Device().synchronize, budget_s=0.5)
-    return {"error": float(np.abs(got - want).max() / np.abs(want).max()), "call_ms": round(call.us / 1e3, 4)}
+    want = next(iter(gpu_conv.onnx.load(proto)(cupy.asnumpy(x[:1])).values()))
+    result: dict[str, Any] = {}
+    for key, graph in (("call_ms", False), ("replay_ms", True)):
+        model = gpu_conv.onnx.load(proto, dtype=dtype, graph=graph)
+        for _ in range(3):  # planned, captured, replayed
+            got = cupy.asnumpy(next(iter(model(x).values()))[:1])
+        call = measure_host(lambda m=model: m(x), cupy.cuda.Device().synchronize, budget_s=0.5)
+        error = float(np.abs(got - want).max() / np.abs(want).max())
+        result |= {key: round(call.us / 1e3, 4), "error": max(error, result.get("error", 0.0))}
+        (plan,) = model.plans
+        result |= {"buffer_mb": round(plan.buffer_bytes / 1e6, 3), "captured": plan.captured}
+        if graph and plan.uncaptured:
+            result["uncaptured"] = plan.uncaptured
+    return result
 
 
-def torch_mobilenet_v2(batch: int) -> dict[str, Any]:
+def torch_mobilenet_v2(batch: int, dtype: str) -> dict[str, Any]:
     """PyTorch eager on the 52 convolutions, activations and residuals: channels-last, float32 without TF32."""
     torch = torch_setup()
     functional = torch.nn.functional
+    place = {"device": "cuda", "dtype": getattr(torch, dtype)}
     weights = [
         (
-            torch.randn(o, c // g, k, k, device="cuda").to(memory_format=torch.channels_last),
-            torch.randn(o, device="cuda"),
+            torch.randn(o, c // g, k, k, **place).to(memory_format=torch.channels_last),
+            torch.randn(o, **place),
         )
         for _, c, o, k, _, g, _, _ in LAYERS
     ]
@@ -62,7 +74,7 @@ def torch_mobilenet_v2(batch: int) -> dict[str, Any]:
                 x = block = x + block if residual else x
         return x.mean((2, 3))
 
-    x = torch.randn(batch, 3, 224, 224, device="cuda").to(memory_format=torch.channels_last)
+    x = torch.randn(batch, 3, 224, 224, **place).to(memory_format=torch.channels_last)
     with torch.inference_mode():
         call = measure_host(lambda: net(x), torch.cuda.synchronize, budget_s=0.5)
         graph = measure([lambda: net(x)], min_samples=5)
@@ -76,16 +88,18 @@ def main() -> None:
     parser.add_argument("--batches", type=int, nargs="*", default=[1, 32, 256])
     default = ["mobilenet_v2", "efficientnet_lite0"]
     parser.add_argument("--networks", nargs="*", default=default, help=f"of {', '.join(NETWORKS)}")
+    parser.add_argument("--dtypes", nargs="*", default=["float32", "float16"])
     arguments = parser.parse_args()
+    free = cupy.get_default_memory_pool().free_all_blocks
     result: dict[str, Any] = {"environment": environment(), "nets": []}
-    for batch in arguments.batches:
-        for name in arguments.networks:
-            row = {"net": name, "batch": batch, "dtype": "float32"} | attempt(lambda n=name, b=batch: ours(n, b))
-            if name == "mobilenet_v2":
-                row["torch_nhwc"] = attempt(lambda b=batch: torch_mobilenet_v2(b))
-            result["nets"].append(row)
-            print(json.dumps(row), flush=True)
-            arguments.output.write_text(json.dumps(result, indent=1) + "\n")
+    for batch, name, dtype in product(arguments.batches, arguments.networks, arguments.dtypes):
+        row = {"net": name, "batch": batch, "dtype": dtype}
+        row |= attempt(lambda n=name, b=batch, t=dtype: ours(n, b, t), free)
+        if name == "mobilenet_v2":
+            row["torch_nhwc"] = attempt(lambda b=batch, t=dtype: torch_mobilenet_v2(b, t), free)
+        result["nets"].append(row)
+        print(json.dumps(row), flush=True)
+        arguments.output.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Recorded results -> the tables of ``benchmarks/results/<gpu>/README.md`` and of the README.
+"""Recorded results -> the tables of ``benchmarks/results/<gpu>/README.md``, and the picture of the README.
 
-python benchmarks/report.py benchmarks/results/h100 [--rows]
+python benchmarks/report.py benchmarks/results/h100 [--rows] [--plot docs/images/h100.svg]
 """
 
 from __future__ import annotations
@@ -8,20 +8,14 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import sys
 from collections import defaultdict
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parent.parent))
 
-def geomean(values: Iterable[float]) -> float:
-    logs = [math.log(v) for v in values]
-    return math.exp(sum(logs) / len(logs)) if logs else math.nan
-
-
-def best_peer(row: dict[str, Any]) -> float:
-    """Microseconds of the fastest peer, NaN where none ran."""
-    return min((p["us"] for p in row["peers"].values() if "us" in p), default=math.nan)
+from gpu_conv.bench.plot import fastest_peer, geomean, overview
 
 
 def summary(rows: list[dict[str, Any]]) -> str:
@@ -35,7 +29,7 @@ def summary(rows: list[dict[str, Any]]) -> str:
         "|---|---|---|---|---|---|---|---|",
     ]
     for (name, dtype, layout), members in sorted(groups.items()):
-        ratios = [r for r in (best_peer(m) / m["us"] for m in members) if not math.isnan(r)]
+        ratios = [r for r in (fastest_peer(m) / m["us"] for m in members) if not math.isnan(r)]
         share = sorted(m["of_copy"] or 0.0 for m in members)[len(members) // 2]
         lines.append(
             f"| {name} | {dtype} | {layout} | {len(members)} | {geomean(ratios):.2f} | {min(ratios):.2f} | "
@@ -53,7 +47,7 @@ def details(rows: list[dict[str, Any]]) -> str:
     for row in rows:
         if "us" not in row:
             continue
-        peer = best_peer(row)
+        peer = fastest_peer(row)
         cells = (
             row["layer"],
             row["batch"],
@@ -85,17 +79,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--rows", action="store_true", help="every layer too")
+    parser.add_argument("--plot", type=Path, help="draw the picture into this SVG or PNG file")
     arguments = parser.parse_args()
-    layers = json.loads((arguments.folder / "layers.json").read_text())
+    names = ("layers", "nets", "calibration")
+    layers, networks, calibration = (json.loads((arguments.folder / f"{name}.json").read_text()) for name in names)
     environment = layers["environment"]
+    if note := layers.get("synthetic"):
+        print(f"**{note}**\n")
     print(
         f"{environment['gpu']}, driver {environment['driver']}, CuPy {environment['cupy']}, PyTorch "
         f"{environment['torch']}, cuDNN {environment['cudnn']}; copy {layers['copy_bytes_per_s'] / 1e12:.2f} TB/s\n"
     )
     print(summary(layers["rows"]), end="\n\n")
-    print(nets(json.loads((arguments.folder / "nets.json").read_text())["nets"]), end="\n\n")
+    print(nets(networks["nets"]), end="\n\n")
     if arguments.rows:
         print(details(layers["rows"]))
+    if arguments.plot:
+        overview(layers, networks, calibration, arguments.plot)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """Neural-network convolution for CuPy and NumPy arrays."""
 
+from .blocks import inverted_residual
+from .choices import tuned
 from .explain import Explanation, explain
 from .layer import Conv
 from .ops import (
@@ -14,6 +16,7 @@ from .ops import (
     depthwise_separable_conv2d,
 )
 from .quantized import qlinear_conv
+from .tune import tune
 from .warm import warmup
 
 __version__ = "0.1.0"
@@ -30,6 +33,9 @@ __all__ = [
     "conv_transpose3d",
     "depthwise_separable_conv2d",
     "explain",
+    "inverted_residual",
     "qlinear_conv",
+    "tune",
+    "tuned",
     "warmup",
 ]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from typing import Any
 
+from .choices import Choice, Choices
 from .families import Row, depthwise, direct, pointwise, tile, toeplitz
 from .launch import CTYPES, Launch, Target
 from .phases import Phase, split
@@ -68,8 +69,8 @@ def row(name: str) -> Row:
     raise ValueError(f"kernel={name!r} is unknown; known are {', '.join(r.name for r in TABLE)}")
 
 
-def select(problem: ConvProblem, target: Target, kernel: str | None = None) -> Row:
-    """The row that runs the problem, or the one forced by name.
+def select(problem: ConvProblem, target: Target, kernel: str | None = None, choices: Choices | None = None) -> Row:
+    """The row that runs the problem: the one forced by name, else one that was measured, else the table's.
 
     Raises:
         TypeError: no row takes the dtypes.
@@ -80,6 +81,9 @@ def select(problem: ConvProblem, target: Target, kernel: str | None = None) -> R
             f"the GPU kernels compute {', '.join(CTYPES)}, not {problem.x.dtype} -> {problem.y.dtype} summed in "
             f"{problem.accumulate}; NumPy arrays take every dtype"
         )
+    measured = choices.find(problem, target) if choices and kernel is None else None
+    if measured and (chosen := _chosen(measured, problem, target)):
+        return chosen
     candidates = TABLE if kernel is None else (row(kernel),)
     reasons = []
     for candidate in candidates:
@@ -90,10 +94,22 @@ def select(problem: ConvProblem, target: Target, kernel: str | None = None) -> R
     raise ValueError(f"no kernel takes this problem ({problem}); {'; '.join(reasons)}")
 
 
+def _chosen(choice: Choice, problem: ConvProblem, target: Target) -> Row | None:
+    """The row and tile that were measured; None where a table edited since knows them no more."""
+    for candidate in TABLE:
+        if candidate.name == choice.kernel and candidate.refuses(problem, target) is None:
+            if choice.tile is None:
+                return candidate
+            for tile in candidate.tiles(problem, target):
+                if vars(tile) == choice.tile:
+                    return replace(candidate, plan=partial(candidate.plan, tile=tile))
+    return None
+
+
 @lru_cache(maxsize=4096)
-def plan(problem: ConvProblem, target: Target, kernel: str | None = None) -> Launch:
+def plan(problem: ConvProblem, target: Target, kernel: str | None = None, choices: Choices | None = None) -> Launch:
     """The launch for a problem on a target."""
-    return select(problem, target, kernel).plan(problem, target)
+    return select(problem, target, kernel, choices).plan(problem, target)
 
 
 @dataclass(frozen=True)
@@ -127,10 +143,13 @@ def unphased(problem: ConvProblem, target: Target) -> str | None:
 
 
 @lru_cache(maxsize=4096)
-def steps(problem: ConvProblem, target: Target, kernel: str | None = None) -> tuple[Step, ...]:
+def steps(
+    problem: ConvProblem, target: Target, kernel: str | None = None, choices: Choices | None = None
+) -> tuple[Step, ...]:
     """The launches for a problem, in any order: one, or one per phase of a dilated input where no kernel is forced."""
     if kernel is not None or unphased(problem, target):
-        return (Step(plan(problem, target, kernel)),)
+        return (Step(plan(problem, target, kernel, choices)),)
     return tuple(
-        Step(plan(phase.problem, target, None if phase.problem.taps else "direct"), phase) for phase in split(problem)
+        Step(plan(phase.problem, target, None if phase.problem.taps else "direct", choices), phase)
+        for phase in split(problem)
     )

@@ -14,7 +14,8 @@ from .launch import Launch, Target
 from .problem import ConvProblem
 
 if TYPE_CHECKING:
-    from . import cpu
+    from . import cpu, dispatch
+    from .cuda.device import Ready
 
 DEVICES = ("cpu", "cuda", "emulator")
 
@@ -33,11 +34,16 @@ class Recorder:
     target: Target
     launches: list[Launch] = field(default_factory=list)
 
+    def record(self, launch: Launch, operands: Mapping[str, Any]) -> None:
+        """Instead of running it."""
+        self.launches.append(launch)
+        operands["y"].fill(0)
+
     def prepare(self, problem: ConvProblem, kernel: str | None) -> Run:
         """Plan once; a run records the plan."""
-        from . import dispatch
+        from . import choices, dispatch
 
-        steps = dispatch.steps(problem, self.target, kernel)
+        steps = dispatch.steps(problem, self.target, kernel, choices.current())
 
         def run(operands: Mapping[str, Any]) -> None:
             self.launches.extend(step.launch for step in steps)
@@ -95,6 +101,22 @@ def target(device: str, arch: str | None = None) -> Target:
     return KNOWN_TARGETS[wanted]
 
 
+def target_of(device: Device) -> Target:
+    """The GPU that launches are planned for on a device that is not the CPU."""
+    return device.target if isinstance(device, Recorder) else target(device)
+
+
+def launcher(device: Device) -> Callable[[Launch, Mapping[str, Any]], None]:
+    """What runs one launch on its operands, on a device that is not the CPU."""
+    if isinstance(device, Recorder):
+        return device.record
+    if device == "cuda":
+        from .cuda import device as cuda_device
+
+        return cuda_device.run
+    return _emulator_run()
+
+
 def prepare(call: Call, device: Device, kernel: str | None = None) -> Run:
     """A function of the operands that writes ``y``; it may be called again with others of the same problem.
 
@@ -110,10 +132,12 @@ def prepare(call: Call, device: Device, kernel: str | None = None) -> Run:
             raise ValueError(f"kernel={kernel!r} names a CUDA kernel; NumPy arrays need device='emulator' for it")
         w: Any = call.operands["w"]
         return _OnCpu(cpu.prepare(problem, w, call.operands["bias"], call.operands["w_zero_point"]))
-    from . import dispatch
+    from . import choices, dispatch
 
-    steps = dispatch.steps(problem, target(device), kernel)
-    launch = _cuda_run() if device == "cuda" else _emulator_run()
+    steps = dispatch.steps(problem, target(device), kernel, choices.current())
+    if device == "cuda":
+        return _OnCuda(steps)
+    launch = _emulator_run()
 
     def run(operands: Mapping[str, Any]) -> None:
         for step in steps:
@@ -123,8 +147,8 @@ def prepare(call: Call, device: Device, kernel: str | None = None) -> Run:
 
 
 def bind(run: Run, operands: Mapping[str, Any]) -> Callable[[], None]:
-    """``run`` with its operands fixed, which the NumPy engine uses to look at them only once."""
-    return run.bind(operands) if isinstance(run, _OnCpu) else partial(run, operands)
+    """``run`` with its operands fixed: they are looked at only once."""
+    return run.bind(operands) if isinstance(run, (_OnCpu, _OnCuda)) else partial(run, operands)
 
 
 class _OnCpu:
@@ -138,10 +162,41 @@ class _OnCpu:
         return self._prepared.bind(o["x"], o["y"], o["residual"], o["x_zero_point"])
 
 
-def _cuda_run() -> Callable[[Launch, Mapping[str, Any]], None]:
-    from .cuda import device
+class _OnCuda:
+    """Launches on CuPy arrays.
 
-    return device.run
+    Attributes:
+        by_address: whether a kernel gets the addresses of the operands as they are, so that any view of them will do.
+    """
+
+    def __init__(self, steps: tuple[dispatch.Step, ...]) -> None:
+        from .cuda import device
+
+        self._ready = device.ready
+        self._steps = steps
+        self._launches: dict[int, tuple[Ready, ...]] = {}
+        self.by_address = all(step.phase is None for step in steps)
+
+    def __call__(self, operands: Mapping[str, Any]) -> None:
+        for launch, step in zip(self._on(operands["y"].data.device_id), self._steps, strict=True):
+            launch(step.operands(operands))
+
+    def bind(self, operands: Mapping[str, Any]) -> Callable[[], None]:
+        pairs = zip(self._on(operands["y"].data.device_id), self._steps, strict=True)
+        bound = [launch.bind(step.operands(operands)) for launch, step in pairs]
+
+        def run() -> None:
+            for launch in bound:
+                launch()
+
+        return bound[0] if len(bound) == 1 else run
+
+    def _on(self, device_id: int) -> tuple[Ready, ...]:
+        found = self._launches.get(device_id)
+        if found is None:
+            found = tuple(self._ready(step.launch, device_id) for step in self._steps)
+            self._launches[device_id] = found
+        return found
 
 
 def _emulator_run() -> Callable[[Launch, Mapping[str, Any]], None]:

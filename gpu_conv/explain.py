@@ -128,12 +128,13 @@ def _passed_over(problem: ConvProblem, kernel: str) -> str | None:
 
 
 def _on_gpu(problem: ConvProblem, device: str, target: Target, kernel: str | None) -> Explanation:
-    from . import dispatch
+    from . import choices, dispatch
     from .cuda import CudaUnavailable, compiler
 
-    name = dispatch.select(problem, target, kernel).name
+    tuned = choices.current()
+    name = dispatch.select(problem, target, kernel, tuned).name
     rows = [(r.name, r.refuses(problem, target) or _passed_over(problem, r.name)) for r in dispatch.TABLE]
-    steps = dispatch.steps(problem, target, kernel)
+    steps = dispatch.steps(problem, target, kernel, tuned)
     launch = steps[0].launch
     if any(d > 1 for d in problem.input_dilations):
         rows.insert(0, ("phases", dispatch.unphased(problem, target)))

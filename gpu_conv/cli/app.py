@@ -229,6 +229,68 @@ def warmup(
 
 
 @app.command()
+def bench(
+    device: Annotated[Device, typer.Option(help="cpu: the NumPy engine. cuda: the kernels.")] = Device.CPU,
+    only: Annotated[str, typer.Option(help="Layers whose kind or name contains this: depthwise, @56, ...")] = "",
+    threads: Annotated[list[int] | None, typer.Option(min=1, help="On the CPU; may be repeated. Default: 1.")] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="On the CPU: rounds in which the contestants take turns.")] = 15,
+    dtype: Annotated[
+        list[str] | None, typer.Option(help="On the GPU; may be repeated. Default: float16.", autocompletion=_DTYPES)
+    ] = None,
+    batch: Annotated[
+        int | None, typer.Option(min=1, help="On the GPU. Default: the smallest that moves 16 MB.")
+    ] = None,
+    peer: Annotated[
+        list[str] | None, typer.Option(help="Beside these libraries; may be repeated. Default: all that are installed.")
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw the ratios into this SVG, PNG or PDF file.")] = None,
+    json: Json = False,
+) -> None:
+    """Time layers of MobileNet and ResNet beside the other libraries that are installed."""
+    from .bench import bench as command
+    from .bench import peers
+
+    options: dict[str, Any] = {"only": only, "peers": peers(device.value, peer)}
+    if device is Device.CUDA:
+        options |= {"dtypes": dtype or ["float16"], "batch": batch}
+    else:
+        options |= {"threads": threads or [1], "rounds": rounds}
+    command(device.value, options, json, plot)
+
+
+@app.command()
+def tune(
+    model: Annotated[
+        str | None,
+        typer.Argument(help="An ONNX file, mobilenet_v2 or efficientnet_lite0.", autocompletion=_completed(*_NETS)),
+    ] = None,
+    x: Annotated[str | None, typer.Option(help="Instead of a model: shape of a layer's input, 32,144,56,56.")] = None,
+    w: Annotated[str | None, typer.Option(help="Shape of its filter, as 144,1,3,3.")] = None,
+    strides: Annotated[str, typer.Option(help="One number, or one for each axis.")] = "1",
+    padding: Annotated[str, typer.Option(help="As for explain.")] = "0",
+    dilations: Annotated[str, typer.Option(help="One number, or one for each axis.")] = "1",
+    groups: Annotated[int, typer.Option(help="Groups of channels.")] = 1,
+    input_layout: Annotated[str | None, typer.Option(help="nchw, nhwc, ncw, ndhwc, ...")] = None,
+    filter_layout: Annotated[str | None, typer.Option(help="oihw, hwio, ohwi, ihwo, ...")] = None,
+    activation: Annotated[str | None, typer.Option(help="relu6, silu, ...", autocompletion=_ACTIVATIONS)] = None,
+    dtype: Annotated[str, typer.Option(help="float32, float16, bfloat16, int8.", autocompletion=_DTYPES)] = "float32",
+    dim: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=SIZE", help="Size of an open axis of the model, as n=32.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="The file; without it, one in the cache, by device.")] = None,
+    most: Annotated[int, typer.Option(min=1, help="Tiles to try of each kernel family.")] = 8,
+    json: Json = False,
+) -> None:
+    """Time every kernel and tile that could run a model or a layer on this GPU, and write down the fastest."""
+    from .tune import tune as command
+
+    texts = {"strides": strides, "padding": padding, "dilations": dilations}
+    options: dict[str, Any] = {"groups": groups, "input_layout": input_layout, "filter_layout": filter_layout}
+    options |= {"activation": activation, "dtype": dtype}
+    command(model, x, w, texts, options, dim or [], output, most, json)
+
+
+@app.command()
 def doctor(
     require: Annotated[
         list[str] | None,

@@ -21,14 +21,14 @@ def warmup(model: str, archs: Sequence[str], dims: Sequence[str], as_json: bool 
         ValueError: no such model, an unknown architecture, an open axis without a size.
         CudaUnavailable: NVRTC is missing.
     """
-    sizes = dict(_dim(text) for text in dims)
+    sizes = dims_of(dims)
     anew = _Count()
     logger = logging.getLogger("gpu_conv.cuda.compiler")
     logger.addHandler(anew)
     logger.setLevel(logging.INFO)
     kernels = []
     with progress(f"loading {model}") as step:
-        path = Path(model) if Path(model).is_file() else _pretrained(model, step)
+        path = find_model(model, step)
         for arch in archs or [execute.target("cuda").arch]:
             kernels += gpu_conv.warmup(path, arch=arch, dims=sizes, report=step)
     if as_json:
@@ -42,7 +42,10 @@ def warmup(model: str, archs: Sequence[str], dims: Sequence[str], as_json: bool 
     out.print(f"{len(kernels)} kernels, {anew.count} of them compiled now, the others were in the cache")
 
 
-def _pretrained(model: str, step: Callable[[str], None]) -> Path:
+def find_model(model: str, step: Callable[[str], None]) -> Path:
+    """A file, or a pretrained model by name."""
+    if Path(model).is_file():
+        return Path(model)
     try:
         from .. import models
     except ModuleNotFoundError as error:
@@ -61,6 +64,11 @@ class _Count(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         self.count += str(record.msg).startswith("compiling")
+
+
+def dims_of(texts: Sequence[str]) -> dict[str, int]:
+    """``n=32`` and the like, by name."""
+    return dict(_dim(text) for text in texts)
 
 
 def _dim(text: str) -> tuple[str, int]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from ..launch import Launch, Target
 from ..problem import ConvProblem
@@ -17,9 +18,12 @@ class Row:
         name: what ``kernel="name"`` forces and ``explain`` prints.
         refuses: legality: why this kernel cannot run the problem on the target, one line for the user; None if it can.
             Preference is not its business: that is the order of the table, and ``dispatch.SLOWER``.
-        plan: the launch for a problem that is not refused.
+        plan: the launch for a problem that is not refused; where there are ``tiles``, one may follow as third argument.
+        tiles: dataclasses, all that can run the problem, the best predicted first: ``plan`` takes that by itself. Empty
+            where the family has no choice.
     """
 
     name: str
     refuses: Callable[[ConvProblem, Target], str | None]
-    plan: Callable[[ConvProblem, Target], Launch]
+    plan: Callable[..., Launch]
+    tiles: Callable[[ConvProblem, Target], Iterable[Any]] = lambda problem, target: ()

@@ -36,6 +36,13 @@ def refuses(p: ConvProblem) -> str | None:
     return None
 
 
+def refuses_slices(p: ConvProblem) -> str | None:
+    """What the kernels refuse that look at the bounds of the third axis for deeper filters only."""
+    if p.rank == 3 and p.filter[0] == 1 and max(p.padding[0]) > 0:
+        return f"padding is {p.padding}; a filter of one slice takes none along the first axis here"
+    return None
+
+
 def height(rows: int, blocks: int, wave: int) -> int:
     """Output rows of a thread, where bands of one row would be ``blocks`` blocks and a full device is ``wave``."""
     for rows_each in HEIGHTS:

@@ -84,7 +84,7 @@ def _strip(p: ConvProblem, vector: int) -> Strip | None:
 
 def refuses(p: ConvProblem, target: Target) -> str | None:
     """Why the kernel cannot run the problem, or None."""
-    if reason := depthwise_common.refuses(p):
+    if reason := depthwise_common.refuses(p) or depthwise_common.refuses_slices(p):
         return reason
     for name, tensor in (("x", p.x), ("y", p.y), ("residual", p.residual)):
         if tensor is not None and not tensor.channels_first:

@@ -79,19 +79,17 @@ TILES = (
 )
 
 
-def _tile(p: ConvProblem) -> Tile | None:
+def tiles(p: ConvProblem, target: Target) -> list[Tile]:
+    """The rows that cover the filter."""
     depth, rows, columns = three(p.filter, 1)
-    stride = three(p.strides, 1)[2]
-    for tile in TILES:
-        covers = depth <= tile.depth and rows <= tile.rows and columns <= tile.columns
-        if covers and stride == tile.stride and tile.itemsize in (0, ITEMSIZE[p.x.dtype]):
-            return tile
-    return None
+    stride, sizes = three(p.strides, 1)[2], (0, ITEMSIZE[p.x.dtype])
+    fitting = [t for t in TILES if t.stride == stride and t.itemsize in sizes]
+    return [t for t in fitting if depth <= t.depth and rows <= t.rows and columns <= t.columns]
 
 
 def refuses(p: ConvProblem, target: Target) -> str | None:
     """Why the kernel cannot run the problem, or None."""
-    if reason := depthwise_common.refuses(p):
+    if reason := depthwise_common.refuses(p) or depthwise_common.refuses_slices(p):
         return reason
     for name, tensor in (("x", p.x), ("y", p.y), ("residual", p.residual)):
         if tensor is not None and not tensor.channels_last:
@@ -102,7 +100,7 @@ def refuses(p: ConvProblem, target: Target) -> str | None:
         return f"strides are {p.strides}; depthwise_nhwc takes 1 or 2, the same along rows and columns"
     if column_stride == 2 and max(three(p.dilations, 1)[1:]) > 1:
         return f"dilations are {p.dilations} with strides {p.strides}; depthwise_nhwc dilates at stride 1 only"
-    if _tile(p) is None:
+    if not tiles(p, target):
         return f"the filter is {p.filter}; depthwise_nhwc is unrolled up to 7x7 and 3x3x3"
     row = max(p.in_channels * p.in_spatial[-1], p.out_channels * p.out_spatial[-1])
     if row * 8 * max(p.dilations) >= INT32_LIMIT or max(p.x.shape + p.y.shape) * 16 >= INT32_LIMIT:
@@ -128,10 +126,9 @@ def _halves(n: int) -> Iterator[int]:
         n //= 2
 
 
-def plan(p: ConvProblem, target: Target) -> Launch:
-    """The launch for a problem with at least one output element."""
-    tile = _tile(p)
-    assert tile is not None
+def plan(p: ConvProblem, target: Target, tile: Tile | None = None) -> Launch:
+    """The launch for a problem with at least one output element, with the first tile or with a given one."""
+    tile = tile or tiles(p, target)[0]
     depth, rows, columns = three(p.filter, 1)
     # A residual takes registers: fewer channels where they are all in use, else fewer blocks.
     vector = _vector(p, tile.vector if p.residual is None or depth == 1 else 1)
@@ -181,4 +178,4 @@ def plan(p: ConvProblem, target: Target) -> Launch:
     )
 
 
-ROWS = (Row("depthwise_nhwc", refuses, plan),)
+ROWS = (Row("depthwise_nhwc", refuses, plan, tiles),)

@@ -114,8 +114,8 @@ def _shared_bytes(p: ConvProblem, tile: Tile) -> int:
     return _staged(p, tile) * pixel + p.filter[0] * p.filter[1] * tile.channels * 4
 
 
-def _tile(p: ConvProblem, target: Target) -> Tile:
-    """The cheapest tile for the filter; fewer blocks than the device holds cost as much as a full device."""
+def tiles(p: ConvProblem, target: Target) -> list[Tile]:
+    """Those for the filter, the cheapest first; fewer blocks than the device holds cost as much as a full device."""
     taps = max(p.filter)
     size = min(t.taps for t in TILES if t.taps >= taps)
 
@@ -124,7 +124,11 @@ def _tile(p: ConvProblem, target: Target) -> Tile:
         one = outputs * (p.filter[0] * p.filter[1] + ROW) + _staged(p, tile) * tile.channels * STAGE
         return max(_blocks(p, tile), target.multiprocessors * tile.min_blocks) * one
 
-    return min((t for t in TILES if t.taps == size), key=cost)
+    return sorted((t for t in TILES if t.taps == size and _fits(p, t, target)), key=cost)
+
+
+def _fits(p: ConvProblem, tile: Tile, target: Target) -> bool:
+    return _shared_bytes(p, tile) <= target.shared_per_block
 
 
 def refuses(p: ConvProblem, target: Target) -> str | None:
@@ -148,14 +152,14 @@ def refuses(p: ConvProblem, target: Target) -> str | None:
         return f"{p.groups} channels of {p.x.dtype} are no multiple of {COPY} bytes"
     if max(p.x.size // p.batch, p.y.size // p.batch, _blocks(p, TILES[-1]) * 32) >= INT32_LIMIT:
         return "x or y has too many elements for 32-bit offsets"
-    if _shared_bytes(p, _tile(p, target)) > target.shared_per_block:
+    if not tiles(p, target):
         return f"a block needs more shared memory than the {target.shared_per_block} bytes of the device"
     return None
 
 
-def plan(p: ConvProblem, target: Target) -> Launch:
-    """The launch for a problem with at least one output element."""
-    tile = _tile(p, target)
+def plan(p: ConvProblem, target: Target, tile: Tile | None = None) -> Launch:
+    """The launch for a problem with at least one output element, with the cheapest tile or with a given one."""
+    tile = tile or tiles(p, target)[0]
     channel_blocks, column_tiles, row_tiles = _tiles(p, tile)
     shared = _shared_bytes(p, tile)
     code, alpha, beta = activation_parameters(p.activation, p.accumulate)
@@ -187,4 +191,4 @@ def plan(p: ConvProblem, target: Target) -> Launch:
     )
 
 
-ROWS = (Row("depthwise_nhwc_tile", refuses, plan),)
+ROWS = (Row("depthwise_nhwc_tile", refuses, plan, tiles),)

@@ -10,7 +10,7 @@ from ..launch import CTYPES, Launch, Target, pack, struct
 from ..problem import ITEMSIZE, ConvProblem, Tensor
 from . import Row
 from .direct import term_type
-from .pointwise_model import Demand, choose
+from .pointwise_model import Demand, choose, fitting
 from .pointwise_tiles import Engine, Tile
 
 PARAMS = struct(
@@ -49,6 +49,8 @@ def refuses(p: ConvProblem, target: Target) -> str | None:
         return f"counts pixels in 32 bits, got {p.batch} x {p.out_spatial}"
     if max(len(_Access(p).x_axes), len(_Access(p).y_axes)) > 4:
         return f"walks over at most 4 strided axes, batch included, got the output {p.out_spatial}"
+    if any(stride < 0 for _, stride in _Access(p).x_axes):
+        return f"takes a negative offset of a pixel for one outside of the input, got strides {p.x.strides} of x"
     return None
 
 
@@ -101,6 +103,11 @@ def plan(p: ConvProblem, target: Target, tile: Tile | None = None) -> Launch:
         shared_bytes=demand.shared_bytes(tile),
         workspace_bytes=demand.workspace_bytes(tile, splits),
     )
+
+
+def tiles(p: ConvProblem, target: Target) -> list[Tile]:
+    """Those that fit, the shortest predicted time first."""
+    return fitting(demand_of(p), target)
 
 
 def demand_of(p: ConvProblem) -> Demand:
@@ -242,4 +249,4 @@ def _aligned(axes: tuple[Axis, ...], field: int, fill: int) -> tuple[int, ...]:
     return (fill,) * (4 - len(axes)) + tuple(axis[field] for axis in axes)
 
 
-ROWS = (Row("pointwise", refuses, plan),)
+ROWS = (Row("pointwise", refuses, plan, tiles),)

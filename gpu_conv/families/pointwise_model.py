@@ -100,10 +100,15 @@ class Demand:
         return tuple(tile for tile in tiles if self.one_axis or not tile.one_axis)
 
 
+def fitting(demand: Demand, target: Target) -> list[Tile]:
+    """The tiles that fit, the shortest predicted time first."""
+    found = [tile for tile in demand.choices if demand.blocks(tile, target)]
+    return sorted(found, key=lambda tile: clocks(demand, tile, target))
+
+
 def choose(demand: Demand, target: Target) -> Tile:
     """The tile with the shortest predicted time."""
-    fitting = [tile for tile in demand.choices if demand.blocks(tile, target)]
-    return min(fitting, key=lambda tile: clocks(demand, tile, target))
+    return fitting(demand, target)[0]
 
 
 # Rates of one multiprocessor per clock: those of an H100 at 1.755 GHz. Only their ratios decide, and those of the other

@@ -9,7 +9,7 @@ from ..launch import CTYPES, Launch, Target, pack, struct
 from ..problem import ITEMSIZE, ConvProblem, Tensor
 from . import Row
 from .direct import activation_parameters, term_type
-from .tile_model import Demand, Tile, choose
+from .tile_model import Demand, Tile, choose, fitting
 
 PARAMS = struct(
     "ConvTileParams",
@@ -48,8 +48,8 @@ def refuses(p: ConvProblem, target: Target) -> str | None:
         return f"has 1 or 2 spatial axes, got {p.rank}"
     if any(d != 1 for d in p.input_dilations):
         return f"does not dilate the input, got {p.input_dilations}"
-    if not p.y.size:
-        return "needs at least one output"
+    if not p.y.size or not p.taps:
+        return "needs at least one output and one input channel"
     if prod(p.filter) > _MOST_TAPS:
         return f"unrolls at most {_MOST_TAPS} taps, got {p.filter}"
     return _refuses_channels(p) or _refuses_memory(p) or _refuses_tiles(p, target)
@@ -108,6 +108,11 @@ def demand_of(p: ConvProblem) -> Demand:
         term_size=16 if p.requantizes else 4,
         costly=p.activation is not None and p.activation.name in ("gelu", "softplus"),
     )
+
+
+def tiles(p: ConvProblem, target: Target) -> list[Tile]:
+    """Those that fit, the shortest predicted time first."""
+    return fitting(demand_of(p), target)
 
 
 def plan(p: ConvProblem, target: Target, tile: Tile | None = None) -> Launch:
@@ -260,4 +265,4 @@ class _Access:
         return f"Access<{', '.join(str(int(n)) for n in (sharing, *flags, self.y_bytes))}>"
 
 
-ROWS = (Row("conv_tile", refuses, plan),)
+ROWS = (Row("conv_tile", refuses, plan, tiles),)

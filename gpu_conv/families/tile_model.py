@@ -233,11 +233,16 @@ def _channels(d: Demand) -> Iterator[tuple[int, int, int, int]]:
                     yield 1, chunks, tiles * warps_n, warps_n
 
 
+def fitting(d: Demand, target: Target) -> list[Tile]:
+    """The tiles that fit, the shortest predicted time first."""
+    found = [tile for tile in candidates(d) if d.blocks(tile, target)]
+    return sorted(found, key=lambda tile: clocks(d, tile, target))
+
+
 @lru_cache(maxsize=1024)
 def choose(d: Demand, target: Target) -> Tile | None:
     """The tile with the shortest predicted time, None if none fits."""
-    fitting = [tile for tile in candidates(d) if d.blocks(tile, target)]
-    return min(fitting, key=lambda tile: clocks(d, tile, target), default=None)
+    return next(iter(fitting(d, target)), None)
 
 
 # Rates of one multiprocessor per clock, as in ``pointwise_tiles``: an H100 at 1.755 GHz.

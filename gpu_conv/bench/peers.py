@@ -1,4 +1,4 @@
-"""How fast the other libraries run one convolution of ``shapes.json``, in this process, on this GPU.
+"""How fast the other libraries run one convolution, in this process, on this GPU.
 
 Every peer gets random data, operand sets beyond three times the L2 cache, and its outputs kept alive so that it cannot
 rewrite one cached buffer. PyTorch runs with ``cudnn.benchmark`` on and TF32 off unless asked. Peers compute the
@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from timing import Timing, measure, measure_host, operand_sets, rotate
+from ..cuda.timing import Timing, measure, measure_host, operand_sets, rotate
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Case:
 
 
 def from_row(row: Mapping[str, Any], batch: int, dtype: str = "float16") -> Case:
-    """The case of one row of ``shapes.json`` at one batch size."""
+    """The case of one row of ``benchmarks/layers.json`` at one batch size."""
     return Case(
         batch=batch,
         channels=row["C"],
@@ -166,8 +166,9 @@ def torch_matmul(case: Case, *, graph: bool = False, allow_tf32: bool = False, b
 
 def cupy_matmul(case: Case, *, graph: bool = False, budget_s: float = 0.06) -> Timing:
     """CuPy (cuBLAS) on the same matrix, no bias."""
-    import cupy
+    from ..cuda.device import cupy as load
 
+    cupy = load()
     m, k, n = _matmul_shapes(case)
     sets = operand_sets(case.nbytes)
     xs = [cupy.random.standard_normal((m, k), dtype=cupy.float32).astype(case.dtype) for _ in range(sets)]

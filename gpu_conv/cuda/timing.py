@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any
 
-import cupy
+from .device import cupy
 
 MIN_GRAPH_US = 500.0  # events resolve about 0.5 us: 0.1 % of a sample
 MAX_GRAPH_NODES = 2000
@@ -60,7 +60,7 @@ def summarize(samples_us: Sequence[float], calls: int, method: str) -> Timing:
 
 def l2_bytes() -> int:
     """Size of the L2 cache of the current device."""
-    return int(cupy.cuda.Device().attributes["L2CacheSize"])
+    return int(cupy().cuda.Device().attributes["L2CacheSize"])
 
 
 def operand_sets(bytes_per_set: int, *, factor: float = L2_FACTOR, most: int = 256) -> int:
@@ -69,18 +69,19 @@ def operand_sets(bytes_per_set: int, *, factor: float = L2_FACTOR, most: int = 2
 
 
 @contextmanager
-def benchmark_stream() -> Iterator[cupy.cuda.Stream]:
+def benchmark_stream() -> Iterator[Any]:
     """Make one non-default stream current for CuPy and, if loaded, PyTorch: the default stream cannot be captured."""
-    stream = cupy.cuda.Stream(non_blocking=True)
+    cuda = cupy().cuda
+    stream = cuda.Stream(non_blocking=True)
     torch = sys.modules.get("torch")
-    cupy.cuda.Device().synchronize()  # operands may still be being written on the default stream
+    cuda.Device().synchronize()  # operands may still be being written on the default stream
     with stream:
         if torch is None:
             yield stream
         else:
             with torch.cuda.stream(torch.cuda.ExternalStream(stream.ptr)):
                 yield stream
-    cupy.cuda.Device().synchronize()
+    cuda.Device().synchronize()
 
 
 def rotate(calls: int, function: Callable[[int], object]) -> list[Callable[[], object]]:
@@ -100,13 +101,14 @@ def _round(calls: Sequence[Callable[[], object]], count: int) -> None:
 
 def _samples(run: Callable[[], object], count: int) -> list[float]:
     """Microseconds of ``count`` back-to-back runs on the current stream."""
-    events = [cupy.cuda.Event() for _ in range(count + 1)]
+    cuda = cupy().cuda
+    events = [cuda.Event() for _ in range(count + 1)]
     events[0].record()
     for event in events[1:]:
         run()
         event.record()
     events[-1].synchronize()
-    return [1e3 * cupy.cuda.get_elapsed_time(a, b) for a, b in pairwise(events)]
+    return [1e3 * cuda.get_elapsed_time(a, b) for a, b in pairwise(events)]
 
 
 def measure(
