@@ -3,7 +3,7 @@ PY ?= python3
 VENV ?= .venv
 ARGS ?=
 
-.PHONY: demo test lint format clean
+.PHONY: demo test lint docs format clean
 
 demo: $(VENV)/demo.stamp  ## classify four pictures with MobileNetV2
 	$(VENV)/bin/gpu-conv classify $(ARGS)
@@ -17,6 +17,9 @@ lint: $(VENV)/test.stamp $(VENV)/dev.stamp
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	find kernels tests -name '*.cu' -o -name '*.cuh' | xargs $(VENV)/bin/clang-format --dry-run -Werror
+
+docs: $(VENV)/docs.stamp  ## the site, in build/site; a warning is an error
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --site-dir build/site
 
 format: $(VENV)/dev.stamp
 	$(VENV)/bin/ruff check --fix .
