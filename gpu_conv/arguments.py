@@ -133,16 +133,16 @@ def prepare(
         _zero_point("w_zero_point", w_zero_point, w, shape[1], xp),
     )
     problem = ConvProblem(
-        x=_tensor(x6),
-        w=_tensor(w6),
-        y=_tensor(y6),
+        x=tensor(x6),
+        w=tensor(w6),
+        y=tensor(y6),
         strides=geometry.strides,
         padding=geometry.padding,
         dilations=geometry.dilations,
         input_dilations=geometry.input_dilations,
         accumulate=dtypes.accumulate,
         bias=REQUANTIZATION if requantize is not None else None if bias1 is None else str(bias1.dtype.name),
-        residual=None if residual6 is None else _tensor(residual6),
+        residual=None if residual6 is None else tensor(residual6),
         activation=_activation(activation, dtypes),
         x_zero_point=zero_points[0] is not None,
         w_zero_point=zero_points[1] is not None,
@@ -226,7 +226,8 @@ class _Pair:
         return w.transpose(1, 0, 2, *range(3, self.rank + 3)) if self.transposed else w
 
 
-def _tensor(view: Array) -> Tensor:
+def tensor(view: Array) -> Tensor:
+    """The description of a canonical view."""
     itemsize = view.dtype.itemsize
     start = address(view)
     return Tensor(

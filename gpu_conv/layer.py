@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from . import execute
-from .arguments import Call, prepare
-from .arrays import Array, address, overlap
+from .arguments import prepare
+from .arrays import Array
 from .borrow import Lent, borrow, untraced
+from .locks import new_lock
+from .packing import Filters
+from .plan import Plan, array_key, on_current_gpu
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -43,15 +43,20 @@ class Conv:
         self.options: dict[str, Any] = dict(options)
         self._device = self.options.pop("device", None)
         self._kernel = self.options.pop("kernel", None)
-        self._plans: dict[tuple[Any, ...], _Plan] = {}
-        self._lock = threading.Lock()
+        self._plans: dict[tuple[Any, ...], Plan] = {}
+        self._filters = Filters()
+        self._lock = new_lock()
 
     @untraced
     def __call__(self, x: Array, *, residual: Array | None = None, out: Array | None = None) -> Array:
         """The result as :func:`gpu_conv.conv` gives it, written into ``out`` if given."""
+        if on_current_gpu(x, residual, out):
+            plan = self._plans.get(_key("cupy", "cuda", x, residual, out))
+            if plan is not None:
+                return plan(x, residual, out)
         with borrow({"x": x, "residual": residual, "out": out}) as lent:
             plan = self._plan(lent)
-            operands, result = plan.operands(lent)
+            operands, result = plan.operands(*_arrays(lent), empty=lent.empty)
             plan.run(operands)
             return lent.give(result)
 
@@ -67,7 +72,7 @@ class Conv:
             if not lent.bindable:
                 raise TypeError(f"bind keeps NumPy, CuPy and PyTorch arrays; {lent.kind} arrays go in with every call")
             plan = self._plan(lent)
-            operands, result = plan.operands(lent)
+            operands, result = plan.operands(*_arrays(lent), empty=lent.empty)
             bound, given = execute.bind(plan.run, operands), lent.give(result)
 
         def run() -> Array:
@@ -77,14 +82,13 @@ class Conv:
 
         return run
 
-    def _plan(self, lent: Lent) -> _Plan:
-        x, residual, out = (lent.arguments[name] for name in ("x", "residual", "out"))
+    def _plan(self, lent: Lent) -> Plan:
         where = execute.device_of(lent.library, self._device)
-        key = (lent.kind, where, *(None if a is None else _key(a) for a in (x, residual, out)))
+        key = _key(lent.kind, where, *_arrays(lent))
         plan = self._plans.get(key)
         if plan is None:
             with borrow({**lent.original, "w": self.w, "bias": self.bias, **self.options}) as whole:
-                plan = _Plan(prepare(**whole.arguments, empty=lent.empty), where, self._kernel)
+                plan = Plan(prepare(**whole.arguments, empty=lent.empty), where, self._kernel, self._filters)
             with self._lock:
                 while len(self._plans) >= _LIMIT:
                     del self._plans[next(iter(self._plans))]
@@ -92,27 +96,10 @@ class Conv:
         return plan
 
 
-def _key(array: Array) -> tuple[Any, ...]:
-    """All that a plan depends on."""
-    return (array.shape, array.strides, array.dtype, address(array) & 15)
+def _arrays(lent: Lent) -> tuple[Array, Array | None, Array | None]:
+    return lent.arguments["x"], lent.arguments["residual"], lent.arguments["out"]
 
 
-class _Plan:
-    """How one kind of arrays is convolved. Keeps nothing of the arrays but the filter and the bias."""
-
-    def __init__(self, call: Call, device: execute.Device, kernel: str | None) -> None:
-        self._shape, self._dtype = call.result.shape, call.result.dtype
-        self._empty = np.empty if call.library == "numpy" else type(call.result)
-        self.run: execute.Run = execute.prepare(call, device, kernel) if call.problem.y.size else lambda operands: None
-        self._fixed = {name: call.operands[name] for name in ("w", "bias", "x_zero_point", "w_zero_point")}
-        self._x_view, self._y_view = call.x_view, call.y_view
-
-    def operands(self, lent: Lent) -> tuple[dict[str, Any], Array]:
-        """The arrays in canonical axis order, by name, and the array to write."""
-        x, residual, out = (lent.arguments[name] for name in ("x", "residual", "out"))
-        if out is None:
-            out = (lent.empty or self._empty)(self._shape, self._dtype)
-        elif overlap(out, x) or overlap(out, self._fixed["w"]):
-            raise ValueError("out must not share memory with x or w")
-        seen = None if residual is None else self._y_view(residual)
-        return {**self._fixed, "x": self._x_view(x), "y": self._y_view(out), "residual": seen}, out
+def _key(kind: str, where: execute.Device, x: Array, residual: Array | None, out: Array | None) -> tuple[Any, ...]:
+    number = x.data.device_id if where == "cuda" else None
+    return kind, where, number, array_key(x), array_key(residual), array_key(out)

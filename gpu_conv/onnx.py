@@ -14,7 +14,20 @@ from .graph import backend
 from .graph.backend import Backend
 from .graph.errors import ModelError, ModelTypeError
 from .graph.ir import Port
-from .graph.model import Model, load
+from .graph.limits import Limits
+from .graph.model import Model, PlanSummary, load
 from .graph.profile import Profile, Record
 
-__all__ = ["Backend", "Model", "ModelError", "ModelTypeError", "Port", "Profile", "Record", "backend", "load"]
+__all__ = [
+    "Backend",
+    "Limits",
+    "Model",
+    "ModelError",
+    "ModelTypeError",
+    "PlanSummary",
+    "Port",
+    "Profile",
+    "Record",
+    "backend",
+    "load",
+]

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from . import execute
-from .arguments import prepare
 from .arrays import Array
-from .borrow import borrow, untraced
+from .calls import run as _run
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -57,16 +55,6 @@ class ConvTransposeOptions(TypedDict, total=False):
     precision: str
     kernel: str | None
     device: str | None
-
-
-@untraced
-def _run(options: dict[str, Any], device: str | None, kernel: str | None, **operator: Any) -> Array:
-    with borrow(options) as lent:
-        call = prepare(**lent.arguments, **operator, empty=lent.empty)
-        where = execute.device_of(call.library, device)
-        if call.problem.y.size:
-            execute.prepare(call, where, kernel)(call.operands)
-        return lent.give(call.result)
 
 
 def conv(

@@ -28,6 +28,7 @@ class DeviceArray(np.ndarray):
     """An array "on the device"; ``get`` brings it to the host, and counts as a synchronisation."""
 
     synchronisations = 0
+    tape: list[Any] | None = None  # while a CUDA graph is captured: what has to be done again when it is launched
 
     def get(self) -> Any:
         DeviceArray.synchronisations += 1
@@ -36,13 +37,41 @@ class DeviceArray(np.ndarray):
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, out: Any = (), **kwargs: Any) -> Any:
         _refuse_host_arrays(inputs + out)
         given = {"out": tuple(_plain(o) for o in out)} if out else {}
-        return _wrapped(getattr(ufunc, method)(*map(_plain, inputs), **given, **kwargs), out)
+        return done(lambda: _wrapped(getattr(ufunc, method)(*map(_plain, inputs), **given, **kwargs), out))
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        _refuse_host_arrays([value])
+        done(lambda: np.ndarray.__setitem__(self, key, value))
+
+    def astype(self, *args: Any, **kwargs: Any) -> Any:
+        return done(lambda: np.ndarray.astype(self, *args, **kwargs))
+
+    def copy(self, order: Any = "C") -> Any:
+        return done(lambda: np.ndarray.copy(self, order))
 
     def __array_function__(self, function: Any, types: Any, args: Any, kwargs: Any) -> Any:
         _refuse_host_arrays(_flat((args, tuple(kwargs.values()))))
         out = kwargs.get("out")
         kwargs = {k: _plain(v) for k, v in kwargs.items()}
-        return _wrapped(function(*_deep(args), **kwargs), () if out is None else (out,))
+        return done(lambda: _wrapped(function(*_deep(args), **kwargs), () if out is None else (out,)))
+
+
+def done(work: Any) -> Any:
+    """The result of some work on the device; on the tape, to do it again means to write to the very same memory."""
+    tape, DeviceArray.tape = DeviceArray.tape, None  # what it does in turn is part of it
+    try:
+        result = work()
+    finally:
+        DeviceArray.tape = tape
+    if tape is not None:
+        tape.append(lambda: _written(result, work()))
+    return result
+
+
+def _written(result: Any, again: Any) -> None:
+    for old, new in zip(*((v if isinstance(v, tuple) else (v,)) for v in (result, again)), strict=True):
+        if old is not new:
+            np.copyto(_plain(old), _plain(new))
 
 
 def _flat(value: Any) -> list[Any]:
@@ -83,13 +112,13 @@ class StandIn(ModuleType):
         if not callable(found) or isinstance(found, type):
             return found
         if name in ("asarray", "array"):
-            return lambda a, *args, **kw: found(_plain(a), *args, **kw).view(DeviceArray)
+            return lambda a, *args, **kw: done(lambda: found(_plain(a), *args, **kw).view(DeviceArray))
 
         def call(*args: Any, **kwargs: Any) -> Any:
             _refuse_host_arrays(_flat((args, tuple(kwargs.values()))))
             out = kwargs.get("out")
             kwargs = {k: _plain(v) for k, v in kwargs.items()}
-            return _wrapped(found(*_deep(args), **kwargs), () if out is None else (out,))
+            return done(lambda: _wrapped(found(*_deep(args), **kwargs), () if out is None else (out,)))
 
         return call
 
@@ -110,6 +139,7 @@ def standin(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> 
     _on_device(monkeypatch, ops.conv, "convolve_transposed")
     _on_device(monkeypatch, ops.deform, "convolve")
     monkeypatch.setattr("gpu_conv.graph.ops.conv.Conv", Layer)
+    monkeypatch.setattr("gpu_conv.graph.ops.nn.Conv", Layer)
     return module
 
 
@@ -122,11 +152,15 @@ def _on_device(monkeypatch: pytest.MonkeyPatch, module: ModuleType, name: str) -
         if not any(isinstance(a, DeviceArray) for a in operands):
             return function(*args, out=out, **options)
         _refuse_host_arrays(operands)
-        result = function(*map(_plain, args), **{k: _plain(v) for k, v in options.items()})
-        if out is None:
-            return result.view(DeviceArray)
-        out[...] = result.view(DeviceArray)
-        return out
+
+        def compute() -> Any:
+            result = function(*map(_plain, args), **{k: _plain(v) for k, v in options.items()})
+            if out is None:
+                return result.view(DeviceArray)
+            out[...] = result.view(DeviceArray)
+            return out
+
+        return done(compute)
 
     monkeypatch.setattr(module, name, run)
 

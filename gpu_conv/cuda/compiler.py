@@ -20,9 +20,10 @@ from types import ModuleType
 from typing import Any
 
 from gpu_conv.cuda import cache, resources
-from gpu_conv.cuda.errors import CompileError, CudaUnavailable
+from gpu_conv.cuda.errors import CompileError, NvrtcMissing, UnsupportedArchitecture
 from gpu_conv.cuda.source import load
 from gpu_conv.launch import Launch
+from gpu_conv.locks import new_lock
 
 # Constants: they are part of the cache key. Functions without __device__ stay host functions, as with nvcc; floating
 # point stays IEEE: no -ftz, no fast math. NVRTC's own cache (it has one where there is a driver) is off: a hit in it
@@ -75,8 +76,8 @@ def compile(source: str, name_expression: str, arch: str) -> Compiled:
         arch: exact architecture, ``"sm_80"`` or ``"sm_90a"``; ``"compute_80"`` for its PTX alone, a third faster.
 
     Raises:
-        CompileError: NVRTC refused the source, or does not know the architecture.
-        CudaUnavailable: NVRTC is not installed.
+        CompileError: NVRTC refused the source; UnsupportedArchitecture: it does not know the architecture.
+        NvrtcMissing: NVRTC is not installed.
     """
     slot = _slot((source, name_expression, arch))
     with slot.lock:  # threads that want the same kernel wait for one compilation, others go on
@@ -107,18 +108,18 @@ def warm(launches: Iterable[Launch], arch: str, threads: int | None = None) -> l
 
 
 def nvrtc_version() -> str:
-    """Version of the compiler, ``"13.0"``; CudaUnavailable where it is missing."""
+    """Version of the compiler, ``"13.0"``; NvrtcMissing where it is."""
     return _nvrtc()[1]
 
 
 @dataclass
 class _Slot:
-    lock: threading.Lock = field(default_factory=threading.Lock)
+    lock: threading.Lock = field(default_factory=new_lock)
     compiled: Compiled | None = None
 
 
 _slots: OrderedDict[tuple[str, str, str], _Slot] = OrderedDict()
-_slots_lock = threading.Lock()
+_slots_lock = new_lock()
 
 
 def _slot(key: tuple[str, str, str]) -> _Slot:
@@ -159,7 +160,7 @@ def _nvrtc() -> tuple[ModuleType, str]:
 
         _, major, minor = nvrtc.nvrtcVersion()
     except (ImportError, RuntimeError) as error:  # RuntimeError: the binding is there, the library is not
-        raise CudaUnavailable(
+        raise NvrtcMissing(
             'kernels are compiled with NVRTC, which is missing: pip install "gpu-conv[cuda13]" '
             f'(or "gpu-conv[cuda12]", whichever fits your CuPy). {type(error).__name__}: {error}'
         ) from error
@@ -194,9 +195,10 @@ def _check_arch(nvrtc: ModuleType, version: str, arch: str) -> None:
     known = _call(nvrtc.nvrtcGetSupportedArchs())
     match = re.fullmatch(rf"(?:sm_|{_VIRTUAL})(\d+)[af]?", arch)
     if match is None or int(match[1]) not in known:
-        raise CompileError(
+        raise UnsupportedArchitecture(
             f"NVRTC {version} does not know the architecture {arch!r}, only {', '.join(f'sm_{n}' for n in known)} "
-            "(and their a and f variants); a newer GPU needs a newer one: pip install -U nvidia-cuda-nvrtc"
+            "(and their a and f variants); a newer GPU needs a newer one: pip install -U nvidia-cuda-nvrtc; one older "
+            "than compute capability 7.5 runs no kernel of this package, but NumPy arrays need none"
         )
 
 

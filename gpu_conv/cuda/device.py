@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Mapping
-from functools import cache, lru_cache
+from collections.abc import Callable, Mapping
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from gpu_conv.cuda import compiler
-from gpu_conv.cuda.errors import CudaUnavailable
+from gpu_conv.cuda.errors import CudaUnavailable, DriverTooOld, LaunchFailed, OutOfMemory
 from gpu_conv.cuda.source import load
 from gpu_conv.cuda.targets import arch_of
 from gpu_conv.launch import POINTERS, Launch, Target
@@ -34,10 +34,27 @@ def run(launch: Launch, operands: Mapping[str, Any]) -> None:
 
     Raises:
         ValueError: the operands are on different devices, or the launch wants more shared memory than the device has.
-        CudaUnavailable: NVRTC is missing, or the driver refuses its kernels.
+        CudaUnavailable: NVRTC is missing (NvrtcMissing), or the driver refuses its kernels (DriverTooOld).
+        UnsupportedArchitecture: NVRTC has nothing for this GPU.
+        OutOfMemory: no memory for the workspace or the kernel's code.
+        LaunchFailed: the driver refused the launch.
+
+    After an error nothing has been enqueued and nothing is remembered of it: the same call may be made again.
     """
     if 0 not in launch.grid:
         _prepare(launch, operands["y"].data.device_id)(operands)
+
+
+def ready(launch: Launch, device_id: int) -> Ready:
+    """What ``run`` does for one launch on one device, for callers that keep it. The grid must have no zero."""
+    return _prepare(launch, device_id)
+
+
+def settle() -> None:
+    """Wait for the current stream, so that any other may read what was written; not while it is being captured."""
+    stream = _cupy().cuda.get_current_stream()
+    if not stream.is_capturing():
+        stream.synchronize()
 
 
 def cupy() -> Any:
@@ -75,13 +92,14 @@ def _target(device_id: int) -> Target:
     )
 
 
-class _Prepared:
+class Ready:
     """A launch bound to a loaded kernel: a call collects eight pointers and launches."""
 
-    __slots__ = ("_cuda", "_device_id", "_function", "_launch", "_params")
+    __slots__ = ("_cuda", "_device_id", "_function", "_launch", "_params", "_refusals")
 
     def __init__(self, launch: Launch, device_id: int) -> None:
         self._cuda = _cupy().cuda
+        self._refusals = (self._cuda.driver.CUDADriverError, self._cuda.runtime.CUDARuntimeError, MemoryError)
         self._device_id = device_id
         self._launch = launch
         # CuPy copies a NumPy scalar into the kernel's parameters by value. A void scalar costs 7.5 us per launch, an
@@ -93,29 +111,38 @@ class _Prepared:
             self._function = kernel.kernel
 
     def __call__(self, operands: Mapping[str, Any]) -> None:
-        if self._cuda.runtime.getDevice() == self._device_id:
-            self._enqueue(operands)
-        else:
+        self._enqueue(self._pointers(operands))
+
+    def bind(self, operands: Mapping[str, Any]) -> Callable[[], None]:
+        """The call with its operands fixed."""
+        return partial(self._enqueue, self._pointers(operands))
+
+    def _enqueue(self, pointers: list[Any]) -> None:
+        if self._cuda.runtime.getDevice() != self._device_id:
             with self._cuda.Device(self._device_id):
-                self._enqueue(operands)
-
-    def _enqueue(self, operands: Mapping[str, Any]) -> None:
+                self._enqueue(pointers)
+            return
         launch = self._launch
-        # CuPy passes a MemoryPointer as the address (a view's offset included) and None as a null pointer.
-        arguments = [self._pointer(name, operands.get(name)) for name in _OPERANDS]
-        arguments.append(self._workspace(launch.workspace_bytes) if launch.workspace_bytes else None)
-        arguments.append(self._params)
-        self._function(launch.grid, launch.block, arguments, launch.shared_bytes)
+        try:
+            workspace = self._workspace(launch.workspace_bytes) if launch.workspace_bytes else None
+            self._function(launch.grid, launch.block, (*pointers, workspace, self._params), launch.shared_bytes)
+        except self._refusals as error:
+            raise _refused(launch, error) from error
 
-    def _pointer(self, name: str, array: Any) -> Any:
-        if array is None:
-            return None
-        pointer = array.data
-        if pointer.device_id != self._device_id:
-            raise ValueError(
-                f"all operands must be on one device: {name} is on device {pointer.device_id}, y on {self._device_id}"
-            )
-        return pointer
+    def _pointers(self, operands: Mapping[str, Any]) -> list[Any]:
+        # CuPy passes a MemoryPointer as the address (a view's offset included) and None as a null pointer.
+        pointers = []
+        for name in _OPERANDS:
+            pointer = operands.get(name)
+            if pointer is not None:
+                pointer = pointer.data
+                if pointer.device_id != self._device_id:
+                    raise ValueError(
+                        f"all operands must be on one device: {name} is on device {pointer.device_id}, "
+                        f"y on {self._device_id}"
+                    )
+            pointers.append(pointer)
+        return pointers
 
     def _workspace(self, size: int) -> Any:
         # CuPy's pool would hand the block to others while a captured graph still uses it on every replay; memory of
@@ -127,7 +154,7 @@ class _Prepared:
 
 
 # A launch per layer and input shape; dropping one costs its preparation, not the loaded kernel.
-_prepare = lru_cache(maxsize=4096)(_Prepared)
+_prepare = lru_cache(maxsize=4096)(Ready)
 
 
 @cache
@@ -143,10 +170,39 @@ def _load(source: str, name_expression: str, device_id: int) -> tuple[Any, int]:
         try:
             return cupy.RawModule(path=str(path)).get_function(compiled.lowered), compiled.shared_bytes
         except cupy.cuda.driver.CUDADriverError as error:
-            raise CudaUnavailable(
+            if _no_memory(error):
+                raise OutOfMemory(
+                    f"the GPU has no memory for the code of {name_expression}. {_FREE} {error}"
+                ) from error
+            raise DriverTooOld(
                 f"the driver refuses {name_expression}, compiled for {arch}: update the driver, or install the NVRTC "
                 f'that fits it with pip install "gpu-conv[cuda12]" or "gpu-conv[cuda13]". {error}'
             ) from error
+
+
+_FREE = (
+    "Free arrays and return what CuPy's pool keeps, cupy.get_default_memory_pool().free_all_blocks(), or convolve a "
+    "smaller batch."
+)
+
+
+def _no_memory(error: Exception) -> bool:
+    # cudaErrorMemoryAllocation of the runtime, CUDA_ERROR_OUT_OF_MEMORY of the driver, and CuPy's pool
+    return isinstance(error, MemoryError) or any(s in str(error) for s in ("MemoryAllocation", "OUT_OF_MEMORY"))
+
+
+def _refused(launch: Launch, error: Exception) -> OutOfMemory | LaunchFailed:
+    if _no_memory(error):
+        return OutOfMemory(
+            f"{launch.name_expression} needs {launch.workspace_bytes} bytes of workspace, which the GPU does not have. "
+            f"{_FREE} {error}"
+        )
+    return LaunchFailed(
+        f"the driver did not launch {launch.name_expression} (grid {launch.grid}, block {launch.block}, "
+        f"{launch.shared_bytes} bytes of shared memory). If an earlier kernel of the process failed, "
+        'CUDA_LAUNCH_BLOCKING=1 shows which, and only a new process can use the GPU; else kernel="direct" asks for '
+        f"the least of it. {error}"
+    )
 
 
 def _allow_shared_memory(kernel: Any, launch: Launch, static_bytes: int, target: Target) -> None:
@@ -173,7 +229,7 @@ def _cupy() -> Any:
     try:
         cupy.cuda.runtime.getDeviceCount()
     except cupy.cuda.runtime.CUDARuntimeError as error:
-        raise CudaUnavailable(
+        raise DriverTooOld(
             "CuPy finds no NVIDIA driver that it can use: install one (nvidia-smi shows its version), or take the CuPy "
             f'that fits it with pip install "gpu-conv[cuda12]". {error}'
         ) from error

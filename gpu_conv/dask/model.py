@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from operator import getitem
@@ -15,6 +14,7 @@ from dask.base import tokenize
 from dask.highlevelgraph import HighLevelGraph
 
 from ..arrays import Array
+from ..locks import new_lock
 from .checks import check, stand_in
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _LIMIT = 4  # models kept per process; the oldest goes first
 
 _loaded: dict[str, Model] = {}
-_lock = threading.Lock()
+_lock = new_lock()
 
 
 def map_model(

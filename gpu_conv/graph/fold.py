@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from math import prod
+
+import numpy as np
+
 from .errors import EXPECTED, NodeError
-from .ir import Graph, Node
+from .ir import Graph, Host, Node
+from .limits import TooLarge, at_most
 from .ops import OPS, Call
 from .tensors import DTYPES
 
 MAX_FOLDED = 1 << 26  # elements of a folded constant; larger ones are made when the model runs
 TRANSPARENT = ("Identity", "Dropout")
+# Their padding can make a result of any size out of one number; constant ones are rare.
+WINDOWED = frozenset({"Conv", "ConvTranspose", "ConvInteger", "QLinearConv", "DeformConv", "AveragePool", "MaxPool"})
 
 
 def fold(graph: Graph) -> Graph:
@@ -45,8 +52,13 @@ def _simplify(graph: Graph, node: Node) -> list[Node]:
     if node.graphs or node.op not in OPS:
         return [node]
     operands = [graph.constants[i] if i else None for i in node.inputs]
+    if node.op in WINDOWED or _most(operands) > MAX_FOLDED:
+        return [node]
     try:
-        results = OPS[node.op].run(Call(node), *operands)
+        with at_most(MAX_FOLDED):
+            results = OPS[node.op].run(Call(node), *operands)
+    except TooLarge:
+        return [node]
     except EXPECTED as error:
         raise NodeError.wrap(node, error) from error
     results = results if isinstance(results, tuple) else (results,)
@@ -54,6 +66,16 @@ def _simplify(graph: Graph, node: Node) -> list[Node]:
         return [node]
     graph.constants.update((name, r) for name, r in zip(node.outputs, results, strict=False) if name)
     return []
+
+
+def _most(operands: list[Host | None]) -> int:
+    """A bound for the elements of a result that no attribute enlarges: operands broadcast, joined or multiplied."""
+    shapes = [a.shape for a in operands if a is not None]
+    try:
+        widest = prod(np.broadcast_shapes(*shapes))
+    except ValueError:  # a matrix product, a concatenation
+        widest = max(map(prod, shapes)) ** 2 if len(shapes) == 2 else 0
+    return max(widest, sum(map(prod, shapes)))
 
 
 def _inlined(graph: Graph, node: Node) -> list[Node]:

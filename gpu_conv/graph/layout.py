@@ -42,9 +42,9 @@ def wanted(row: Op, node: Node, ranks: list[int | None], last: list[bool]) -> tu
 
 
 def moved(call: Call, x: Array) -> Array:
-    """ONNX's order to channels last: the one operation on layouts that copies."""
+    """ONNX's order to channels last: the one operation on layouts that copies. It may round to ``attrs["dtype"]``."""
     if call.out is None:
-        return call.xp.ascontiguousarray(call.xp.moveaxis(x, 1, -1))
+        return call.xp.ascontiguousarray(call.xp.moveaxis(x, 1, -1), call.attrs.get("dtype"))
     if call.xp is np and x.shape[1] <= FEW:
         for channel in range(x.shape[1]):
             call.out[..., channel] = x[:, channel]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Container
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,18 +15,19 @@ from onnx import AttributeProto
 
 from .errors import ModelError
 from .ir import Graph, Host, Node, Port
+from .limits import Budget, Limits
 from .tensors import dtype_of, to_array
 
 OPSETS = range(6, 29)  # 28 is the newest that the operators were written for
-MAX_DEPTH = 16  # of subgraphs within subgraphs
 DOMAINS = ("", "ai.onnx")
 
 
-def read(source: Any) -> tuple[Graph, str]:
+def read(source: Any, limits: Limits) -> tuple[Graph, str]:
     """Parse and validate a model.
 
     Args:
         source: path of an ``.onnx`` file, its bytes, or an ``onnx.ModelProto``.
+        limits: what it may ask for.
 
     Returns:
         The graph, and a name for messages.
@@ -38,8 +40,12 @@ def read(source: Any) -> tuple[Graph, str]:
     label = "model"
     if isinstance(source, (str, os.PathLike)):
         path = Path(source)
-        folder, label, source = path.parent, path.name, path.read_bytes()
+        folder, label = path.parent, path.name
+        with path.open("rb") as file:  # no more than the limit, whatever the file says of its size
+            source = file.read(limits.file_bytes + 1)
     if isinstance(source, (bytes, bytearray, memoryview)):
+        if len(source) > limits.file_bytes:
+            raise ModelError(f"{label}: more than {limits.file_bytes} bytes, the limit (Limits.file_bytes)")
         source = _decode(bytes(source), label)
     if not isinstance(source, onnx.ModelProto):
         raise TypeError(f"model must be a path, bytes or an onnx.ModelProto, got {type(source).__name__}")
@@ -47,7 +53,7 @@ def read(source: Any) -> tuple[Graph, str]:
         raise ModelError(f"{label}: no graph in it: not an ONNX model, or truncated")
     if source.functions:
         raise ModelError(f"{label}: model-local functions are not supported ({source.functions[0].name!r})")
-    return _Parser(_opset(source, label), folder).graph(source.graph, frozenset(), 0), label
+    return _Parser(_opset(source, label), folder, Budget(limits)).graph(source.graph, _Scope(), 0), label
 
 
 def _decode(data: bytes, label: str) -> onnx.ModelProto:
@@ -84,16 +90,28 @@ def _schema(op: str, version: int) -> Any:
     return None if schema.deprecated else schema
 
 
+class _Scope:
+    """The values that a graph may read: those defined so far, and those of the graphs around it."""
+
+    def __init__(self, names: Container[str] = (), outer: _Scope | None = None) -> None:
+        self._names, self._outer = names, outer
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._names or (self._outer is not None and name in self._outer)
+
+
 class _Parser:
-    def __init__(self, opset: int, folder: Path | None) -> None:
+    def __init__(self, opset: int, folder: Path | None, budget: Budget) -> None:
         self.opset = opset
         self.folder = folder
+        self.budget = budget
 
-    def graph(self, proto: onnx.GraphProto, outer: frozenset[str], depth: int) -> Graph:
+    def graph(self, proto: onnx.GraphProto, outer: _Scope, depth: int) -> Graph:
         """One graph; ``outer`` are the values of enclosing graphs that it may read."""
         where = f"graph {proto.name!r}"
-        if depth > MAX_DEPTH:
-            raise ModelError(f"{where}: subgraphs nested deeper than {MAX_DEPTH}")
+        if depth > self.budget.limits.depth:
+            raise ModelError(f"{where}: subgraphs nested deeper than {self.budget.limits.depth}")
+        self.budget.nodes(len(proto.node), where)
         if proto.sparse_initializer:
             raise ModelError(f"{where}: sparse initializers are not supported")
         constants: dict[str, Host] = {}
@@ -101,7 +119,7 @@ class _Parser:
             name = _text(tensor.name)
             if not name or name in constants or name in outer:
                 raise ModelError(f"{where}: initializer {name!r} has no name or appears twice")
-            constants[name] = to_array(tensor, self.folder, f"initializer {name!r}")
+            constants[name] = to_array(tensor, self.folder, self.budget, f"initializer {name!r}")
         inputs = [_port(i, "input") for i in proto.input if _text(i.name) not in constants]
         known = set(constants)
         for port in inputs:
@@ -112,7 +130,7 @@ class _Parser:
         captures: dict[str, None] = {}
         produced = {_text(o) for n in proto.node for o in n.output if o}
         for position, raw in enumerate(proto.node):
-            node = self.node(raw, position, frozenset(known) | outer if _has_graph(raw) else outer, depth)
+            node = self.node(raw, position, _Scope(known, outer), depth)
             for name in node.uses:
                 if name in known:
                     continue
@@ -137,7 +155,7 @@ class _Parser:
                 captures[port.name] = None
         return Graph(proto.name, nodes, inputs, outputs, constants, tuple(captures))
 
-    def node(self, raw: onnx.NodeProto, position: int, visible: frozenset[str], depth: int) -> Node:
+    def node(self, raw: onnx.NodeProto, position: int, visible: _Scope, depth: int) -> Node:
         inputs, outputs = ([_text(name) for name in names] for names in (raw.input, raw.output))
         node = Node(_text(raw.op_type), _text(raw.name) or f"#{position}", inputs, outputs)
         if raw.domain not in DOMAINS:
@@ -157,7 +175,7 @@ class _Parser:
                     node.attrs[name] = _plain(declared.default_value)
         return node
 
-    def attribute(self, raw: onnx.AttributeProto, schema: Any, node: Node, visible: frozenset[str], depth: int) -> Any:
+    def attribute(self, raw: onnx.AttributeProto, schema: Any, node: Node, visible: _Scope, depth: int) -> Any:
         if raw.name not in schema.attributes or raw.name in node.attrs:
             raise ModelError(f"{node}: attribute {raw.name!r} is unknown in opset {self.opset}, or given twice")
         declared = schema.attributes[raw.name].type.name
@@ -167,7 +185,7 @@ class _Parser:
             given = AttributeProto.AttributeType.Name(raw.type)
             raise ModelError(f"{node}: attribute {raw.name!r} must be {declared}, not {given}")
         if raw.type == AttributeProto.TENSOR:
-            return to_array(raw.t, self.folder, f"{node}: attribute {raw.name!r}")
+            return to_array(raw.t, self.folder, self.budget, f"{node}: attribute {raw.name!r}")
         if raw.type == AttributeProto.GRAPH:
             return self.graph(raw.g, visible, depth + 1)
         return _plain(raw)
@@ -183,10 +201,6 @@ class _Parser:
         if "string" in name:
             raise ModelError(f"{node}: string constants are not supported")
         return np.asarray(value, np.float32 if "float" in name else np.int64)
-
-
-def _has_graph(raw: onnx.NodeProto) -> bool:
-    return any(a.type == AttributeProto.GRAPH for a in raw.attribute)
 
 
 def _why_missing(name: str, produced: set[str]) -> str:

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .device import finish
 from .errors import EXPECTED, NodeError
 from .ir import Array
 from .ops.registry import Call
+
+if TYPE_CHECKING:
+    from .capture import Captured
 
 
 @dataclass
@@ -21,6 +24,7 @@ class Step:
         inputs: slots of the operands; slot 0 holds None, the absent operand.
         outputs: slots of the results; one result is not wrapped in a tuple.
         drops: slots that nobody reads afterwards.
+        capturable: whether it asks the host for nothing: every run launches the same kernels.
     """
 
     run: Callable[..., Any]
@@ -28,6 +32,7 @@ class Step:
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
     drops: tuple[int, ...] = ()
+    capturable: bool = True
 
 
 class Plan:
@@ -36,6 +41,9 @@ class Plan:
     Attributes:
         template: initial values: constants and padded buffers in their slots, None elsewhere.
         inputs, outputs: slots of the graph's ports.
+        nbytes, live: see ``buffers.Pool``.
+        captured: the plan as a CUDA graph, or None.
+        uncaptured: why it cannot be one, or None.
     """
 
     def __init__(self) -> None:
@@ -43,6 +51,9 @@ class Plan:
         self.steps: list[Step] = []
         self.inputs: list[int] = []
         self.outputs: list[int] = []
+        self.nbytes = self.live = 0
+        self.captured: Captured | None = None
+        self.uncaptured: str | None = None
 
     def slot(self, value: Array | None = None) -> int:
         """A new slot."""
@@ -56,10 +67,21 @@ class Plan:
             arrays: the graph's inputs, in order.
             observe: called after each step with its duration in seconds and all values.
         """
+        values = self.execute(self.steps, self.start(arrays), observe)
+        return [values[slot] for slot in self.outputs]
+
+    def start(self, arrays: list[Array]) -> list[Any]:
+        """All values before the first step."""
         values = self.template.copy()
         for slot, array in zip(self.inputs, arrays, strict=True):
             values[slot] = array
-        for step in self.steps:
+        return values
+
+    def execute(
+        self, steps: list[Step], values: list[Any], observe: Callable[[Step, float, list[Any]], None] | None = None
+    ) -> list[Any]:
+        """Run some steps on ``values``, in place; returns them."""
+        for step in steps:
             start = perf_counter() if observe else 0.0
             try:
                 result = step.run(step.call, *[values[i] for i in step.inputs])
@@ -75,4 +97,4 @@ class Plan:
                 observe(step, perf_counter() - start, values)
             for slot in step.drops:
                 values[slot] = None
-        return [values[slot] for slot in self.outputs]
+        return values

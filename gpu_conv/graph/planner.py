@@ -19,7 +19,7 @@ from . import layout
 from .buffers import Buffer, Pads, Pool
 from .device import location, namespace
 from .errors import EXPECTED, NodeError
-from .ir import Array, Graph, Node
+from .ir import Array, Graph, Node, Port
 from .ops import OPS, Call, Op
 from .ops.conv import Window
 from .plan import Plan, Step
@@ -39,6 +39,7 @@ class Value:
         foreign: whether its memory may belong to the caller or to the model.
         buffer: the padded buffer around it, or None.
         fixed: whether it is the very same array in every run.
+        raw: whether it is an input that still has to be rounded to the type that the graph computes in.
     """
 
     array: Array
@@ -50,6 +51,7 @@ class Value:
     foreign: bool = False
     buffer: Buffer | None = None
     fixed: bool = False
+    raw: bool = False
 
 
 class Planner:
@@ -60,6 +62,7 @@ class Planner:
         memos: shared by the plans of a graph.
         device: where convolutions are computed; None follows the arrays.
         executor: makes a function from a graph and a device; for branches that are decided in every run.
+        dtype: what float32 inputs are rounded to, None for nothing (see ``narrow``).
     """
 
     def __init__(
@@ -68,7 +71,9 @@ class Planner:
         memos: Memos,
         device: str | None,
         executor: Callable[[Graph, str | None], Callable[[list[Array]], list[Array]]],
+        dtype: np.dtype[Any] | None = None,
     ) -> None:
+        self.dtype = dtype
         self.memos = memos
         self.device = device
         self.executor = executor
@@ -82,14 +87,18 @@ class Planner:
         for name, array in inputs.items():
             slot = self.plan.slot()
             self.plan.inputs.append(slot)
-            self.values[name] = Value(array, slot, foreign=True)
+            raw = dtype is not None and array.dtype == np.float32
+            self.values[name] = Value(array, slot, foreign=True, raw=raw)
 
     def record(self, graph: Graph) -> tuple[Plan, list[Array]]:
         """The plan, and the outputs of this run."""
         self.trace(graph)
-        outputs = [self.output(port.name) for port in graph.outputs]
+        outputs = [self.output(port) for port in graph.outputs]
         self.plan.outputs = [value.slot for value in outputs]
-        return self.plan, [value.array for value in outputs]
+        results = [value.array for value in outputs]
+        self.pool.arrange()
+        self.plan.nbytes, self.plan.live = self.pool.nbytes, self.pool.live
+        return self.plan, results
 
     def trace(self, graph: Graph) -> None:
         """Run the nodes of a graph whose inputs and captures are known."""
@@ -184,21 +193,25 @@ class Planner:
         move = xp is not None and namespace(value.array) is not xp
         known = self.converted.setdefault(name, {})
         widen = bool(last) and 0 < value.array.ndim < rank
-        if not (move or widen) and (last is None or last == value.last or value.array.ndim < 3):
+        narrow = value.raw and xp is not None
+        if not (move or widen or narrow) and (last is None or last == value.last or value.array.ndim < 3):
             return self.placed(value)
-        key = last, rank if widen else 0, xp if move else None
+        key = last, rank if widen else 0, xp if move else None, narrow
         if key not in known:
             if widen and value.last:
                 value = self.operand(name, value, False, 0, xp)
             if move:
                 value = self.convert(Node("Upload", name, [name], [name]), _upload, xp, value, False)
+            dtype = {"dtype": self.dtype} if narrow else {}
+            if narrow and (widen or not last or value.array.ndim < 3):
+                value = self.convert(Node("Round", name, [name], [name], dtype), _rounded, xp, value, False)
             if widen:
                 node = Node("Align", name, [name], [name], {"rank": rank})
                 value = self.convert(node, layout.widened, xp, value, True, views=True)
             elif last is False and value.last:
                 value = self.convert(Node("ChannelsFirst", name, [name], [name]), layout.viewed, xp, value, False, True)
             elif last and not value.last and value.array.ndim >= 3:
-                value = self.convert(Node("ChannelsLast", name, [name], [name]), layout.moved, xp, value, True)
+                value = self.convert(Node("ChannelsLast", name, [name], [name], dtype), layout.moved, xp, value, True)
             known[key] = value
         return self.placed(known[key])
 
@@ -222,19 +235,19 @@ class Planner:
         array = run(call, value.array)
         origin, foreign = (value.origin, value.foreign) if views else (frozenset[Buffer](), False)
         new = Value(array, self.plan.slot(), last, stable=value.stable, origin=origin, foreign=foreign)
-        if run is layout.moved and value.stable:
+        if run in (layout.moved, _rounded) and value.stable:
             self.place(node.inputs[0], new, call)
         self.pool.hold(new.origin)
-        self.plan.steps.append(Step(run, call, (value.slot,), (new.slot,)))
+        self.plan.steps.append(Step(run, call, (value.slot,), (new.slot,), capturable=run is not _upload))
         return new
 
     def run(self, node: Node, row: Op, call: Call, operands: list[Value]) -> None:
         """Run and record one node."""
         slots = [v.slot for v in operands]
         arrays = [v.array for v in operands]
-        if node.op == "Conv":
+        if node.op in ("Conv", "Gemm", "MatMul"):
             call.constant_filter = all(v.static for v in operands[1:3])
-            if operands[0].buffer is not None:
+            if node.op == "Conv" and operands[0].buffer is not None:
                 call.padded, arrays[0] = True, operands[0].buffer.whole
                 slots[0] = self.plan.slot(arrays[0])
         call.branches = self.branches(node)
@@ -255,8 +268,14 @@ class Planner:
             made.append(value.slot)
             if name:
                 self.values[name] = value
-        call.fixed = call.constant_filter and call.out is not None and all(v.static or v.fixed for v in operands)
-        self.plan.steps.append(Step(row.run, call, tuple(slots), tuple(made)))
+        call.fixed = (
+            node.op == "Conv"
+            and call.constant_filter
+            and call.out is not None
+            and all(v.static or v.fixed for v in operands)
+        )
+        capturable = stable and not call.branches
+        self.plan.steps.append(Step(row.run, call, tuple(slots), tuple(made), capturable=capturable))
 
     def place(self, name: str, value: Value, call: Call) -> None:
         """Give a value a buffer of its own, padded for the convolutions that read it, and let its step write there."""
@@ -267,6 +286,7 @@ class Planner:
         buffer = self.pool.take(call.xp, array.shape, ((0, 0), *around, (0, 0)) if around else pads, array.dtype)
         buffer.array[...] = array
         call.out = value.array = buffer.array
+        buffer.call = call
         value.origin = frozenset((buffer,))
         value.buffer = buffer if around else None
         value.fixed = True
@@ -287,12 +307,16 @@ class Planner:
         pads = agreed.pop() if len(agreed) == 1 else ()
         return pads if any(map(any, pads)) and min(map(min, pads)) >= 0 else None
 
-    def output(self, name: str) -> Value:
-        """A graph output: ONNX's order, and memory that belongs to the caller alone."""
+    def output(self, port: Port) -> Value:
+        """A graph output: ONNX's order, the declared type, and memory that belongs to the caller alone."""
+        name = port.name
         value = self.operand(name, self.values[name], False, 0, None)
-        if not (value.origin or value.foreign or value.static) and value.array.flags.c_contiguous:
+        narrow = self.dtype is not None and value.array.dtype == self.dtype != port.dtype
+        owned = not (value.origin or value.foreign or value.static) and value.array.flags.c_contiguous
+        if owned and not narrow:
             return value
-        call = Call(Node("Output", name, [name], [name]), namespace(value.array))
+        node = Node("Output", name, [name], [name], {"dtype": np.dtype(np.float32)} if narrow else {})
+        call = Call(node, namespace(value.array))
         new = Value(_copied(call, value.array), self.plan.slot())
         self.plan.steps.append(Step(_copied, call, (value.slot,), (new.slot,)))
         return new
@@ -302,5 +326,12 @@ def _upload(call: Call, x: Array) -> Array:
     return call.xp.asarray(x)
 
 
+def _rounded(call: Call, x: Array) -> Array:
+    if call.out is None:
+        return x.astype(call.attrs["dtype"])
+    call.out[...] = x
+    return call.out
+
+
 def _copied(call: Call, x: Array) -> Array:
-    return call.xp.array(x, order="C", copy=True)
+    return call.xp.array(x, dtype=call.attrs.get("dtype"), order="C", copy=True)

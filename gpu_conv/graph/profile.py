@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
+from ..arrays import overlap
 from .ops import OPS
 from .plan import Step
 
@@ -103,10 +104,8 @@ class Recorder:
 
 
 def _is_view(result: Any, operands: list[Any]) -> bool:
-    """Whether a result lies in an operand's memory: numbers of bytes, not a pass over them."""
-    base = getattr(result, "base", None)
-    roots = [a if a.base is None else a.base for a in operands if hasattr(a, "base")]
-    return base is not None and any(base is root for root in roots)
+    """Whether a result lies in an operand's memory. (All results have one base: the arena of the plan.)"""
+    return any(type(a) is type(result) and overlap(result, a) for a in operands)
 
 
 def _name(step: Step) -> str:

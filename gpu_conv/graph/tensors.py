@@ -12,6 +12,7 @@ from onnx import TensorProto, numpy_helper
 
 from .errors import ModelError, ModelTypeError
 from .ir import Host
+from .limits import Budget
 
 DTYPES: dict[int, np.dtype[np.generic]] = {
     TensorProto.FLOAT: np.dtype(np.float32),
@@ -47,11 +48,12 @@ def dtype_of(code: int, where: str) -> np.dtype[np.generic]:
     return DTYPES[code]
 
 
-def to_array(tensor: onnx.TensorProto, folder: Path | None, where: str) -> Host:
+def to_array(tensor: onnx.TensorProto, folder: Path | None, budget: Budget, where: str) -> Host:
     """The tensor as an array.
 
     Args:
         folder: of the model file; external data must lie below it. None: the model did not come from a file.
+        budget: what the tensor's bytes are taken from.
         where: how messages name the tensor.
     """
     dtype = dtype_of(tensor.data_type, where)
@@ -59,9 +61,13 @@ def to_array(tensor: onnx.TensorProto, folder: Path | None, where: str) -> Host:
     if any(n < 0 for n in shape):
         raise ModelError(f"{where}: negative size in shape {shape}")
     count = prod(shape)
+    # An empty tensor counts what its other axes would need: NumPy refuses to multiply them beyond 2^63.
+    budget.tensor(prod(max(n, 1) for n in shape) * dtype.itemsize, where)
     if tensor.HasField("segment"):
         raise ModelError(f"{where}: segmented tensors are not supported")
     if tensor.data_location == TensorProto.EXTERNAL:
+        if not budget.limits.external_data:
+            raise ModelError(f"{where}: its data is in a file of its own, which Limits(external_data=False) refuses")
         return np.frombuffer(_external(tensor, count * dtype.itemsize, folder, where), dtype).reshape(shape)
     if tensor.HasField("raw_data"):
         given, needed, unit = len(tensor.raw_data), count * dtype.itemsize, "bytes"

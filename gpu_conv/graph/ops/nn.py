@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from ...explain import explain
+from ...layer import Conv
 from ..errors import ModelError
 from ..ir import Array, Host
 from .conv import Window
@@ -16,7 +18,8 @@ from .registry import Call, check_axis, op
 @op("GlobalAveragePool", layout="last")
 def global_average_pool(call: Call, x: Array) -> Array:
     """Mean over all pixels."""
-    return x.mean(axis=tuple(range(1, x.ndim - 1)), keepdims=True, dtype=x.dtype)
+    wide = np.result_type(x.dtype, np.float32)  # 112x112 values of 6 are more than float16 holds
+    return x.mean(axis=tuple(range(1, x.ndim - 1)), keepdims=True, dtype=wide).astype(x.dtype, copy=False)
 
 
 @op("GlobalMaxPool", layout="last")
@@ -161,18 +164,51 @@ def local_response_normalization(call: Call, x: Array) -> Array:
     return x / call.xp.power(total, x.dtype.type(call.attrs["beta"]))
 
 
-@op("MatMul", out=True)
+def _is_layer(call: Call, a: Array, b: Array, c: Array | None = None) -> bool:
+    """Whether a product with constant weights is computed as a convolution without spatial axes.
+
+    On the GPU, because CuPy's matrix products cannot be captured; in float16, because NumPy's are summed in float16.
+    """
+    if not call.constant_filter or a.dtype != b.dtype or a.dtype not in (np.float32, np.float16):
+        return False
+    if b.ndim != 2 or a.ndim < 2 or not b.size or (c is not None and c.size not in (1, c.shape[-1])):
+        return False
+    return call.xp is not np or call.device not in (None, "cpu") or a.dtype == np.float16
+
+
+def _layer(call: Call, a: Array, b: Array, c: Array | None = None, alpha: float = 1, beta: float = 1) -> Array:
+    def make() -> Conv:
+        w = b.T if alpha == 1 else b.T * b.dtype.type(alpha)
+        bias = None if c is None else (c if beta == 1 else c * c.dtype.type(beta)).reshape(-1)
+        return Conv(w, bias, device=call.device)
+
+    if a.shape[-1] != b.shape[0]:
+        raise ModelError(f"cannot multiply {a.shape} by {b.shape}")
+    layer = call.remember("layer", make)
+    rows, shape = a.reshape(-1, a.shape[-1]), (*a.shape[:-1], b.shape[1])
+    return layer(rows, out=None if call.out is None else call.out.reshape(-1, b.shape[1])).reshape(shape)
+
+
+def _product_kernel(call: Call, a: Array, b: Array, c: Array | None = None) -> str:
+    if not _is_layer(call, a, b, c):
+        return call.xp.__name__
+    return explain(a.reshape(-1, a.shape[-1]), b if call.attrs.get("transB") else b.T, device=call.device).kernel
+
+
+@op("MatMul", out=True, kernel=_product_kernel)
 def matmul(call: Call, a: Array, b: Array) -> Array:
     """Matrix product, batched as NumPy has it."""
-    return call.xp.matmul(a, b, out=call.out)
+    return _layer(call, a, b) if _is_layer(call, a, b) else call.xp.matmul(a, b, out=call.out)
 
 
-@op("Gemm", out=True)
+@op("Gemm", out=True, kernel=_product_kernel)
 def gemm(call: Call, a: Array, b: Array, c: Array | None = None) -> Array:
     """``alpha a b + beta c``, either factor transposed."""
     a, b = (m.T if call.attrs[t] else m for m, t in ((a, "transA"), (b, "transB")))
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[0]:
         raise ModelError(f"cannot multiply {a.shape} by {b.shape}")
+    if _is_layer(call, a, b, c):
+        return _layer(call, a, b, c, call.attrs["alpha"], call.attrs["beta"])
     y = call.xp.matmul(a, b, out=call.out)
     if call.attrs["alpha"] != 1:
         y *= y.dtype.type(call.attrs["alpha"])

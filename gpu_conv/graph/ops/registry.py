@@ -12,6 +12,7 @@ import numpy as np
 
 from ..errors import ModelError
 from ..ir import Array, Host, Node
+from ..limits import MAX_ELEMENTS, TooLarge, max_elements
 
 # How a node takes its arrays (see ``graph/layout.py``):
 # - "last":    the operands in ``Op.data`` channels last, and so its result;
@@ -21,7 +22,6 @@ from ..ir import Array, Host, Node
 Layout = Literal["last", "aligned", "first", "any"]
 
 MAX_MEMO = 64  # things that a node keeps: layers and tables for that many input shapes
-MAX_ELEMENTS = 1 << 30  # of one array that an operator makes out of numbers in the file: a guard against bombs
 
 
 @dataclass
@@ -103,6 +103,8 @@ def check_size(shape: Any) -> tuple[int, ...]:
     sizes = tuple(int(n) for n in shape)
     if any(n < 0 for n in sizes) or prod(sizes) > MAX_ELEMENTS:
         raise ModelError(f"result of shape {sizes}: sizes must be >= 0, with at most {MAX_ELEMENTS} elements")
+    if prod(sizes) > max_elements():
+        raise TooLarge(f"result of shape {sizes}: more than {max_elements()} elements")
     return sizes
 
 

@@ -1,0 +1,64 @@
+"""A float32 graph computed in another type: weights are rounded once, everything between inputs and outputs follows.
+
+Left in float32: the bias of a convolution (it is added to float32 sums), and operands that are read on the host (the
+scales of a ``Resize``). Inputs and outputs keep the types that the file declares; the planner converts them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from onnx import TensorProto, helper
+
+from .errors import ModelError
+from .ir import Graph, Host, Node
+from .ops import OPS
+from .tensors import DTYPES
+
+SUPPORTED = ("float32", "float16")
+_CONVOLUTIONS = ("Conv", "ConvTranspose")
+_INTEGER = ("QLinearConv", "ConvInteger", "QuantizeLinear", "DequantizeLinear")
+
+
+def narrow(graph: Graph, dtype: np.dtype[Any]) -> Graph:
+    """Rewrite in place.
+
+    Raises:
+        ModelError: a quantised model, whose scales are float32; a weight that the type cannot hold.
+    """
+    for node in graph.nodes:
+        if node.op in _INTEGER:
+            raise ModelError(f"{node}: a quantised model is computed as it is, leave dtype={dtype.name!r} away")
+        for branch in node.graphs:
+            narrow(branch, dtype)
+        _attributes(node, dtype)
+        row = OPS[node.op]
+        for i, name in enumerate(node.inputs):
+            value = graph.constants.get(name)
+            bias = node.op in _CONVOLUTIONS and i == 2
+            if value is not None and value.dtype == np.float32 and i not in row.host and not bias:
+                rounded = f"{name} as {dtype.name}"
+                if rounded not in graph.constants:
+                    graph.constants[rounded] = _rounded(node, name, value, dtype)
+                node.inputs[i] = rounded
+    return graph
+
+
+def _rounded(node: Node, name: str, value: Host, dtype: np.dtype[Any]) -> Host:
+    with np.errstate(over="ignore"):
+        rounded = value.astype(dtype)
+    if np.isinf(rounded).any() and not np.isinf(value).any():
+        raise ModelError(f"{node}: {name!r} holds {np.abs(value).max():.3g}, which {dtype.name} cannot")
+    return rounded
+
+
+def _attributes(node: Node, dtype: np.dtype[Any]) -> None:
+    """Attributes that name float32 as the type of a result."""
+    for key in ("to", "dtype"):
+        if node.attrs.get(key) == TensorProto.FLOAT:
+            node.attrs[key] = helper.np_dtype_to_tensor_dtype(dtype)
+    value = node.attrs.get("value")
+    if node.op == "ConstantOfShape":
+        given = np.zeros(1, np.float32) if value is None else value
+        node.attrs["value"] = given.astype(dtype) if given.dtype == DTYPES[TensorProto.FLOAT] else given
