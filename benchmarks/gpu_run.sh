@@ -54,7 +54,7 @@ bench() {
         --budget "$((${BENCH_SECONDS:-280} - 30))" "${calibration[@]}" ${BENCH_OPTIONS:-}
 }
 
-nets() { timeout 120 python3 benchmarks/nets.py --output "$out/nets.json"; }
+nets() { timeout 240 python3 benchmarks/nets.py --output "$out/nets.json"; }
 
 for part in $parts; do
     start=$SECONDS
