@@ -37,7 +37,7 @@ def convolve(problem: ConvProblem, operands: Mapping[str, Any], *, magnitude: bo
     y: Array = np.zeros(problem.y.shape, wide)
     for k in np.ndindex(*problem.filter):
         axes = zip(k, problem.dilations, problem.strides, problem.out_spatial, strict=True)
-        window = _last(slice(i * d, i * d + (out - 1) * s + 1, s) for i, d, s, out in axes)
+        window = _last(slice(i * d, i * d + max(0, (out - 1) * s + 1), s) for i, d, s, out in axes)
         y += np.einsum("ngc...,goc->ngo...", padded[window], w[_last(k)])
     if problem.requantizes:
         records = requantize.records(operands["bias"]).reshape(*y.shape[1:3], *(1,) * problem.rank)

@@ -41,7 +41,7 @@ class Pointwise(Prepared):
         pixels = zip(problem.out_spatial, problem.strides, strict=True)
         read = tuple(slice(0, (n - 1) * s + 1, s) for n, s in pixels)
         self._read = read if any(s > 1 for s in problem.strides) else None
-        # A block is some rows of one image, or some images; one not much larger than the weights would mostly pack them.
+        # A block is some rows of one image, or some images, several times the size of the weights: BLAS packs both.
         self._height = problem.out_spatial[0] if problem.rank else 1
         row = prod(problem.out_spatial[1:])
         wanted = max(BLOCK, 4 * weights.size)

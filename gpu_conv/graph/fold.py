@@ -17,6 +17,8 @@ TRANSPARENT = ("Identity", "Dropout")
 # Their padding can make a result of any size out of one number; constant ones are rare.
 WINDOWED = frozenset({"Conv", "ConvTranspose", "ConvInteger", "QLinearConv", "DeformConv", "AveragePool", "MaxPool"})
 
+MULTIPLIED = frozenset({"MatMul", "Gemm", "Gather"})  # as large as the product of their operands
+
 
 def fold(graph: Graph) -> Graph:
     """Simplify in place: transparent nodes, constant nodes, decided branches, nodes that nobody reads."""
@@ -52,7 +54,7 @@ def _simplify(graph: Graph, node: Node) -> list[Node]:
     if node.graphs or node.op not in OPS:
         return [node]
     operands = [graph.constants[i] if i else None for i in node.inputs]
-    if node.op in WINDOWED or _most(operands) > MAX_FOLDED:
+    if node.op in WINDOWED or _most(node, operands) > MAX_FOLDED:
         return [node]
     try:
         with at_most(MAX_FOLDED):
@@ -68,14 +70,16 @@ def _simplify(graph: Graph, node: Node) -> list[Node]:
     return []
 
 
-def _most(operands: list[Host | None]) -> int:
+def _most(node: Node, operands: list[Host | None]) -> int:
     """A bound for the elements of a result that no attribute enlarges: operands broadcast, joined or multiplied."""
     shapes = [a.shape for a in operands if a is not None]
+    sizes = [prod(shape) for shape in shapes]
+    if node.op in MULTIPLIED:
+        return prod(sizes)
     try:
-        widest = prod(np.broadcast_shapes(*shapes))
-    except ValueError:  # a matrix product, a concatenation
-        widest = max(map(prod, shapes)) ** 2 if len(shapes) == 2 else 0
-    return max(widest, sum(map(prod, shapes)))
+        return max(sum(sizes), prod(np.broadcast_shapes(*shapes)))
+    except ValueError:  # joined, or a tensor and numbers about it
+        return sum(sizes)
 
 
 def _inlined(graph: Graph, node: Node) -> list[Node]:

@@ -9,7 +9,8 @@ import time
 
 import pytest
 
-from gpu_conv.cuda import cache
+from gpu_conv.cuda import cache, compiler
+from tests.cuda import tiny
 
 KEY = cache.key("source", "option", "kernel<1>", "sm_80", "13.0")
 ENTRY = ({"lowered": "_Z1k", "registers": 40}, b"\x7fELF\n\0cubin", b".version 8.8\n// ptx\n")
@@ -176,6 +177,62 @@ def test_a_file_that_may_not_grow_leaves_nothing_behind(own_cache):
     """
     subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True)
     assert [path.name for path in own_cache.iterdir()] == ["small"]
+
+
+def test_killed_in_the_middle_of_a_write_is_a_miss_or_the_entry_before(own_cache):
+    """SIGKILL while the temporary file grows: nobody cleans up, and nobody reads half of it."""
+    content = ({"n": 1}, bytes(16 << 20), b"")
+    cache.write("k", *content)
+    code = "from gpu_conv.cuda import cache\nwhile True: cache.write('k', {'n': 1}, bytes(16 << 20), b'')"
+    for _ in range(20):
+        writer = subprocess.Popen([sys.executable, "-c", code])
+        try:
+            deadline = time.monotonic() + 30
+            while not any(0 < size(path) < 16 << 20 for path in own_cache.glob(".*.tmp")):
+                assert writer.poll() is None and time.monotonic() < deadline
+        finally:
+            writer.kill()
+            writer.wait()
+        assert cache.read("k") == content
+        if left := list(own_cache.glob(".*.tmp")):
+            break
+    assert left, "no kill fell into a write"
+    for path in left:
+        os.utime(path, (0, time.time() - 2 * cache._ABANDONED_SECONDS))
+    cache.write("next", *ENTRY)
+    assert sorted(path.name for path in own_cache.iterdir()) == ["k", "next"]
+
+
+def size(path):
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def test_kernels_are_compiled_where_the_home_is_read_only(tmp_path, monkeypatch):
+    """As a user without any right to write there, which root has to become first."""
+    compiler.nvrtc_version()
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.delenv("GPU_CONV_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv("HOME", str(home))
+    home.chmod(0o500)
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            if os.geteuid() == 0:
+                os.setgroups([])
+                os.setuid(65534)
+            compiled = compiler.compile(tiny.TEXT, "tiny<float, 3>", "compute_80")
+            status = 0 if compiled.ptx and cache.read(KEY) is None else 2
+        finally:
+            os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert not list(home.iterdir())
+    home.chmod(0o700)
 
 
 def test_a_read_only_directory_still_serves_hits(stored, own_cache):
