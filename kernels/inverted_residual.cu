@@ -1,0 +1,90 @@
+// MobileNetV2's inverted residual in one kernel, channels last, float16 or bfloat16, float32 sums:
+//
+//     y = act(project(act(depthwise3x3(act(expand(x))))) [+ x])
+//
+// with 1x1 convolutions for expand (which may be absent) and project. The expanded tensor never leaves the chip; its
+// elements and those of the depthwise result are rounded to the 16-bit type, as three separate convolutions round them.
+//
+// Block: ROWS x COLUMNS outputs, all output channels. The input with its halo stays in shared memory; the expanded
+// channels pass in slabs of SLAB: (1) expand by mma, (2) depthwise on the ordinary cores, (3) project by mma into sums
+// that stay in registers over all slabs. The weights of the next slab arrive while the current one is used.
+// Warp: (1) 16 pixels x 32 channels at a time, (3) the pixels of one of PIXEL_WARPS x a share of the output channels.
+// Thread: (2) 4 channels x RUN outputs.
+// Traffic: x kInPixels / (ROWS * COLUMNS * STRIDE^2) times through L2 and about once from DRAM, y once, the weights
+// once per block from L2. Recomputed: the halo of (1). Limits: x and y dense and aligned to 16 bytes, channels
+// multiples of 8, one image below 2^31, an input line and the sums of a warp within the registers (the host half counts
+// them).
+#include "inverted_residual.cuh"
+
+template <class T, int IN, int OUT, int STRIDE, bool EXPAND, bool RESIDUAL, int ACT_EXPAND, int ACT_DEPTHWISE, int ACT,
+          int ROWS, int COLUMNS, int SLAB, int PIXEL_WARPS, int RUN, int SHARED>
+__global__ void __launch_bounds__(256, 1)
+    inverted_residual(const T* x, const uint8* w, const float* bias, const T*, const int32*, const int32*, T* y, void*,
+                      const InvertedResidualParams p) {
+    typedef ResidualTile<IN, OUT, STRIDE, EXPAND, ROWS, COLUMNS, SLAB, PIXEL_WARPS, RUN> Tile;
+    static_assert(same<T, float16> || same<T, bfloat16>, "the products are of 16-bit types");
+    static_assert(!RESIDUAL || (STRIDE == 1 && IN == OUT), "the residual is the input");
+    static_assert(Tile::kShared == SHARED, "the host allocates the shared memory and packs the weights");
+    extern __shared__ __align__(128) unsigned char shared[];
+    const uint32 base = shared_address(shared);
+    uint16* const table = reinterpret_cast<uint16*>(shared + Tile::kTable);
+
+    const int thread = threadIdx.x, tile = blockIdx.x / p.column_tiles, n = tile / p.row_tiles;
+    const int q0 = (blockIdx.x - tile * p.column_tiles) * COLUMNS, p0 = (tile - n * p.row_tiles) * ROWS;
+    const int top = p0 * STRIDE - p.padding[0], left = q0 * STRIDE - p.padding[1];
+
+    // Load.
+    load_input<Tile>(base, x + int64(n) * p.in[0] * p.in[1] * IN, p, top, left);
+    load_weights<Tile>(base + Tile::kSlabs, w);
+    copy_commit();
+    int count = 0;
+    if constexpr (EXPAND) count = list_pixels<Tile>(table, p, top, left);
+    // Rows that no stage writes: pixels outside of the image, rows of the last product beyond the tile.
+    for (int i = thread; i < (Tile::kTable - Tile::kExpanded) / 16; i += Tile::kThreads) {
+        store(shared + Tile::kExpanded + i * 16, zero_vector<unsigned char, 16>());
+    }
+    Projection<Tile, T> projection;
+    projection.start(bias);
+
+    // Compute.
+    for (int slab = 0; slab < p.slabs; slab++) {
+        const int weights = Tile::kSlabs + slab % 2 * Tile::kWeights,
+                  next = Tile::kSlabs + (slab + 1) % 2 * Tile::kWeights;
+        copy_wait<0>();
+        __syncthreads();  // the weights are here, and nobody uses those of the slab before any more
+        if (slab + 1 < p.slabs) load_weights<Tile>(base + next, w + int64(slab + 1) * Tile::kWeights);
+        copy_commit();
+        if constexpr (EXPAND) {
+            expand<Tile, T>(shared, base, weights, table, count, Epilogue<ACT_EXPAND, float>(p.alpha[0], p.beta[0]));
+            __syncthreads();
+        }
+        const int from = EXPAND ? Tile::kExpanded : slab * SLAB * 2, line = EXPAND ? Tile::kSlabLine : Tile::kInLine;
+        const Epilogue<ACT_DEPTHWISE, float> act(p.alpha[1], p.beta[1]);
+        convolve<Tile, T>(shared, from, line, weights, p.expanded - slab * SLAB, act);
+        __syncthreads();
+        projection.add(base + Tile::kDepthwise, base + weights + Tile::kProject);
+    }
+    __syncthreads();  // the results take the place of what the last products read
+
+    // Store.
+    const Epilogue<ACT, float> act(p.alpha[2], p.beta[2]);
+    projection.stage(shared + Tile::kExpanded, [&](float (&v)[2], int pixel, int channel) {
+        float extra[2] = {0.0f, 0.0f};
+        if constexpr (RESIDUAL) {
+            const int row = pixel / COLUMNS + p.padding[0], column = pixel % COLUMNS + p.padding[1];
+            const unsigned char* const at = shared + (row * Tile::kInColumns + column) * Tile::kInLine + channel * 2;
+            unpack(load<T, 2, false>(reinterpret_cast<const T*>(at)), extra);
+        }
+        v[0] = act.finish(v[0], 0.0f, extra[0]), v[1] = act.finish(v[1], 0.0f, extra[1]);
+    });
+    __syncthreads();
+    T* const image = y + int64(n) * p.out[0] * p.out[1] * OUT;
+    for (int i = thread; i < Tile::kPixels * (OUT / 8); i += Tile::kThreads) {
+        const int pixel = i / (OUT / 8), chunk = i % (OUT / 8), row = p0 + pixel / COLUMNS,
+                  column = q0 + pixel % COLUMNS;
+        if (row >= p.out[0] || column >= p.out[1]) continue;
+        const unsigned char* const from = shared + Tile::kExpanded + pixel * Tile::kOutLine + chunk * 16;
+        const auto line = load<T, 8, false>(reinterpret_cast<const T*>(from));
+        store(image + (row * p.out[1] + column) * OUT + chunk * 8, line);
+    }
+}
