@@ -18,7 +18,8 @@ from .ir import Graph, Host, Node, Port
 from .limits import Budget, Limits
 from .tensors import dtype_of, to_array
 
-OPSETS = range(6, 29)  # 28 is the newest that the operators were written for
+OPSETS = range(1, 29)  # 28 is the newest that the operators were written for
+_OLDEST = 6  # and this the oldest: in opsets before it, operators that are the same there
 DOMAINS = ("", "ai.onnx")
 
 
@@ -163,6 +164,9 @@ class _Parser:
         schema = _schema(node.op, self.opset)
         if schema is None:
             raise ModelError(f"{node}: ONNX has no operator {node.op!r} in opset {self.opset}")
+        oldest = _schema(node.op, max(_OLDEST, self.opset))
+        if oldest is None or oldest.since_version != schema.since_version:
+            raise ModelError(f"{node}: {node.op} of opset {self.opset} is not supported, only of {_OLDEST} and later")
         _check_arity(node, schema)
         node.version = schema.since_version
         for attribute in raw.attribute:

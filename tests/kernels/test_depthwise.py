@@ -127,6 +127,43 @@ def test_filters(taps, stride):
         go(row, 1, 4, (9, 12), taps, last=last, target=arch, padding=padding, strides=stride, batch=1)
 
 
+@pytest.mark.parametrize("arch", ARCHES)
+def test_every_bound(arch):
+    """Padding wider than the window of a thread: each of its unrolled loads leaves the map on every side."""
+    for columns in range(1, 5):
+        for groups in (3, 4):
+            options = {"padding": ((5, 5), (7, 7)), "batch": 1, "target": arch}
+            go(NHWC, 1, groups, (columns, columns), (3, 3), last=True, **options)
+    for columns, rows in product((1, 3, 6, 8), (5, 6)):
+        options = {"padding": ((5, 5), (1, 9)), "batch": 1, "target": arch}
+        go(NCHW, 1, 3, (rows, columns), (3, 3), last=False, **options)
+
+
+@pytest.mark.parametrize("arch", ARCHES)
+def test_every_index(monkeypatch, arch):
+    """More than one of everything that a block number is divided into: blocks, bands, phases, slices, images."""
+    monkeypatch.setattr(depthwise_common, "HEIGHTS", (2,))
+    options = {"padding": ((0, 0), (2, 3), (1, 1)), "target": arch}
+    for multiplier, groups in ((1, 132), (2, 18)):
+        go(NHWC, multiplier, groups, (2, 8, 11), (1, 3, 3), last=True, dilations=(1, 3, 2), **options)
+    for columns in (9, 10, 16):
+        x, w = arrays("float16", 1, 3, 2, (2, 8, columns), (1, 3, 3), batch=3)
+        w = np.ascontiguousarray(w.reshape(3, 2, *w.shape[1:]).swapaxes(0, 1))  # groups are not the slowest
+        run(NCHW, x, w, groups=3, filter_layout="ogidhw", dilations=(1, 3, 1), **options)
+
+
+@pytest.mark.parametrize("arch", ARCHES)
+@pytest.mark.parametrize(("multiplier", "groups", "last"), [(1, 4, True), (2, 3, False)])
+def test_any_residues(arch, multiplier, groups, last):
+    """Strips around and beyond the ends of rows, with and without a residual; unequal sizes along every axis."""
+    for columns, residual in product(range(1, 9), (False, True)):
+        options = {"padding": ((1, 1), (11, 11)), "residual": residual, "target": arch, "last": last}
+        go(ANY, multiplier, groups, (1 + columns % 3, columns), (3, 3), batch=1, **options)
+    options |= {"padding": ((1, 0), (1, 1), (3, 2)), "dilations": (1, 1, 2), "batch": 3, "bias": "float32"}
+    for residual in (False, True):
+        go(ANY, multiplier, 3 * groups, (3, 4, 19), (2, 3, 3), **options | {"residual": residual})
+
+
 @pytest.mark.parametrize("padding", [((-1, 2), (3, -2)), ((4, 4), (5, 7)), ((0, 0), (0, 0))])
 def test_padding(padding):
     """Cropping, and whole strips and bands in the padding."""
@@ -139,6 +176,7 @@ def test_dilations(arch):
     for dilations in ((2, 3), (3, 1), (1, 4)):
         for columns in (5, 8, 13, 14):
             go(NHWC, 1, 4, (8, columns), (3, 3), last=True, target=arch, padding=2, dilations=dilations)
+        for columns in (5, 22):
             go(ANY, 1, 4, (8, columns), (3, 3), last=True, target=arch, padding=2, dilations=dilations)
             go(ANY, 1, 3, (8, columns), (3, 3), last=False, target=arch, padding=2, dilations=dilations)
     go(NCHW, 1, 3, (11, 8), (3, 3), last=False, target=arch, padding=((3, 2), (1, 1)), dilations=(3, 1))
@@ -228,12 +266,13 @@ def test_non_finite_inputs_stay_in_their_receptive_field(row, last):
 
 @pytest.mark.parametrize(("row", "last"), [(NHWC, True), (NCHW, False), (ANY, True)])
 def test_misaligned_arrays_take_narrower_vectors(row, last):
-    for shift in (1, 2, 4):
+    options = {"input_layout": "nhwc"} if last else {}
+    for shift, arch in product((1, 2, 4), ARCHES):
         x, w = arrays("float16", 1, 8, 1, (5, 16), (3, 3), last=last)
         buffer = np.empty(x.size + shift, x.dtype)
         buffer[shift:] = x.ravel()
-        launch = run(row, buffer[shift:].reshape(x.shape), w, groups=8, padding=1,
-                     **({"input_layout": "nhwc"} if last else {}))  # fmt: skip
+        x = buffer[shift:].reshape(x.shape)
+        launch = run(row, x, w, groups=8, padding=((1, 1), (1, 7)), target=arch, **options)
         assert launch.template[3] <= shift
 
 
@@ -271,6 +310,16 @@ def test_refusals(row, options, reason):
     assert reason in row.refuses(checking.problem(x, w, **options), checking.TARGETS["sm_80"])
     small = np.zeros((1, 8, 8, 8), "float64"), np.zeros((8, 1, 3, 3), "float64")
     assert "float64" in row.refuses(checking.problem(*small, groups=8), checking.TARGETS["sm_80"])
+
+
+@pytest.mark.parametrize(("row", "last"), [(NHWC, True), (NCHW, False)])
+def test_padding_of_slices_under_a_filter_of_one_slice(row, last):
+    """Those that are unrolled do not look for it; the general kernel does."""
+    options = {"groups": 4, "padding": ((1, 2), (1, 1), (1, 1)), "input_layout": "ndhwc" if last else "ncdhw"}
+    x, w = arrays("float16", 1, 4, 1, (3, 5, 8), (1, 3, 3), last=last)
+    assert "one slice" in row.refuses(checking.problem(x, w, **options), checking.TARGETS["sm_80"])
+    for arch in ARCHES:
+        run(ANY, x, w, target=arch, **options)
 
 
 PLANTED = [

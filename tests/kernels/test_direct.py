@@ -38,13 +38,14 @@ def test_geometry(arch, last):
 @pytest.mark.parametrize("last", [False, True])
 @pytest.mark.parametrize("arch", ARCHES)
 def test_geometry_of_three_axes(arch, last):
-    """Each axis in turn has each stride, dilation, input dilation and padding."""
-    x, w = arrays("float32", 2, 2, 5, (4, 3, 5), (3, 2, 3), last=last, batch=1)
-    axes = ((1, 2, 3, (2, 1)), (2, 1, 2, (-1, 3)), (3, 1, 1, (4, -2)))
-    for turn in range(3):
+    """Each axis in turn has each stride, dilation, input dilation and padding; one output per thread, and several."""
+    axes = ((1, 2, 2, (2, 1)), (2, 1, 3, (-1, 3)), (3, 1, 1, (4, -2)))
+    for turn, outputs in product(range(3), (1, 5)):
+        x, w = arrays("float32", 2, 2, outputs, (4, 3, 5), (3, 2, 3), last=last)
         names = ("strides", "dilations", "input_dilations", "padding")
         options = dict(zip(names, zip(*(axes[turn:] + axes[:turn]))))
-        run(ROW, x, w, groups=2, target=arch, input_layout="ndhwc" if last else "ncdhw", **options)
+        options |= {"input_layout": "ndhwc" if last else "ncdhw", "residual": outputs == 1}
+        run(ROW, x, w, groups=2, target=arch, **options)
 
 
 @pytest.mark.parametrize("last", [False, True])
@@ -139,6 +140,12 @@ def test_activations(name, dtype):
     w[0] = abs(w[0])
     for arch in ARCHES:
         run(ROW, x, w, exact=False, activation=activation, target=arch)
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_no_input_channels(last):
+    x, w = arrays("float32", 0, 1, 3, (4, 5), (3, 3), last=last)
+    run(ROW, x, w, bias="float32", input_layout="nhwc" if last else "nchw")
 
 
 @pytest.mark.parametrize("last", [False, True])

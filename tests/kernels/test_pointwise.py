@@ -83,7 +83,8 @@ def test_residues(engine, dtype, in_rows, arch):
         outputs, pixels = (wide, other) if in_rows else (other, wide)
         groups = {"groups": 1 + i % 2, "batch": 1, "seed": i}
         x, w, layout = conv1x1(dtype, i * step * 5, outputs, (1, pixels), in_rows=in_rows, **groups)
-        run(with_tile(tile), x, w, target=arch, residual=i % 3 == 0, **layout)
+        bias = i % 4 < 2 and "float32"
+        run(with_tile(tile), x, w, target=arch, bias=bias, residual=i % 3 == 0, **layout)
 
 
 @pytest.mark.parametrize("arch", ARCHES)
@@ -102,7 +103,8 @@ def test_odd_residues(dtype, in_rows):
     for i in range(1, 18, 2):
         sizes = (dtype, 3 * i + 14, 34 - i, (1, 8 + i))
         x, w, layout = conv1x1(*sizes, in_rows=in_rows, groups=1 + i // 2 % 2, batch=1, seed=i)
-        run(with_tile(tile_of(engine, in_rows, FEW)), x, w, residual=i % 3 == 0, **layout)
+        bias = i % 3 == 1 and "float32"
+        run(with_tile(tile_of(engine, in_rows, FEW)), x, w, bias=bias, residual=i % 3 == 0, **layout)
 
 
 ACCESSES = {
@@ -216,6 +218,15 @@ def test_non_finite_values_stay_in_their_pixel(engine, dtype, kind):
     x[0, 2, 3, -1], x[1, 5, 5, 0], x[1, 0, 0, 3] = np.inf, -np.inf, np.nan
     w[:, :, 0, 0][5] = 0
     run(with_tile(tile_of(engine, True, kind)), x, w, exact=False, activation="relu6", bias="float32", **layout)
+
+
+@pytest.mark.parametrize("arch", ARCHES)
+def test_padding_of_k_is_zero_on_both_sides(arch):
+    """Inf where a copy that should write zeros would start; the ragged slab is in the ring at first, or comes later."""
+    for channels in (20, 21, 84, 85, 148, 149, 276, 277):
+        x, w, layout = conv1x1("float32", channels, 32 + channels % 2, (3, 5), batch=1)
+        x[0, 0, 0, 0], w[0, 0, 0, 0] = np.inf, -np.inf
+        run(with_tile(tile_of(Engine.IEEE, True, FEW)), x, w, exact=False, target=arch, **layout)
 
 
 @pytest.mark.parametrize("engine", [Engine.TENSOR_CORES, Engine.IEEE])

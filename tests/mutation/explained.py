@@ -1,7 +1,7 @@
-"""Why some mutants survive: rules over the kind of mutant, its PTX and the lines of CUDA that it comes from.
+"""Why some mutants survive: rules over the kernel, the kind of mutant, its PTX and the lines of CUDA behind it.
 
-A rule stands for mutants that compute the same as the kernel, or that the cases of other instantiations are there to
-find. What no rule explains is looked at by hand, and becomes a case, a check or a rule.
+A rule stands for mutants that compute the same as the kernel, for every problem that the kernel takes. What no rule
+explains is looked at by hand, and becomes a case, a check or a rule.
 """
 
 import re
@@ -9,30 +9,176 @@ from functools import cache
 
 from gpu_conv.cuda.source import KERNELS
 
-# kind, PTX statement, text of the innermost or any calling line of CUDA, reason
+ANY_DEPTHWISE, UNROLLED = r"depthwise<", r"depthwise_n(hwc|chw)<"
+TILES = r"conv_tile|depthwise_(toeplitz|n\w+_tile|ncw)"  # not as closely looked at as the other kernels
 BOUND = r"uint32\([^)]*\) [<>]=? uint32|at \+ i < 0|at > -N|at >= 0|at \+ N <=|row_inside|\binside \|="
 SIZES = r"const bool valid|copy_async<COPY>|kYBytes"
+# kernel, kind, PTX statement -> mutant, text from the innermost or any calling line of CUDA on, reason
 RULES = (
-    ("", "", r"copy_async<.*\btrue\)", "this copy is never cut short: its size is constant, behind a mask of ones"),
     (
-        "copy all|change comparison",
-        "",
-        SIZES,
-        "what is read beyond an edge meets zeros or is not stored; other instantiations meet Inf",
+        "direct",
+        "change comparison",
+        r"^setp\.(lt|ge)\.s",
+        r"while \(tap < Index\(p\.tap_steps",
+        "after tap_steps taps the remainders repeat: one tap more divides no better",
     ),
-    ("copy all", "", r"inside\(p, row\[c\]", "rows outside of the map reach only outputs that are not stored here"),
-    ("change immediate", r"selp\.[bu]64 .* 0,", "", "the address of a copy of zero bytes is not used"),
-    ("change immediate", r"mul\.hi", "", "division by multiplication: the quotient is right for all sizes in use"),
-    ("change (immediate|shift)", r"(and|shr)\.", r"%|/", "bits that are zero for every index in use"),
-    ("", "", r"multiplier == 1 \?", "division by 1 gives the same"),
-    ("", r"setp\.|or\.pred|and\.pred", BOUND, "a bound that this copy of an unrolled loop cannot reach"),
-    ("", r"setp\.", r"e \+ k(Out)?Unit <=|kPerWord|at \+ i >= 0", "the wide and the narrow access do the same"),
-    ("", r"setp\.", r"if \(q0 >= p\.out\[2\] ", "threads without outputs leave later: each output is checked again"),
-    ("change comparison", r"setp\.", r"next_slab < end_slab", "one slab more is fetched, which nobody reads"),
-    ("change comparison", r"setp\.", r"for \(int e = ", "one vector more, into shared memory that nobody reads"),
-    ("", "", r"p\.group > 1 \?", "more rows are loaded than needed, into shared memory that nobody reads"),
-    ("drop synchronisation|wait for fewer", r"wait_group 0", r"copy_wait<0>", "only empty groups are in flight"),
-    ("", r"setp\.(lt|ge|gt|le)\.u32 \S+ \S+ \d+$", "", "iterations of a loop that the compiler unrolled"),
+    (
+        "direct",
+        "change immediate",
+        r"^setp\.(eq|ne)\.s\d+ \S+ \S+ 1 -> .* 0$",
+        r"input_dilation == 1\) return",
+        "the general path gives the same for an input dilation of 1",
+    ),
+    (
+        "direct",
+        "change immediate",
+        r"^mov\.[ub](32|64) \S+ 0 ->",
+        r"while \(tap < Index\(p\.tap_steps",
+        "the first tap where there are no tap steps; there is always one",
+    ),
+    (
+        "direct",
+        "change immediate",
+        r"^setp\.gt\.s\d+ \S+ \S+ 0 -> .* -1$",
+        r"meets\[j\] = j < left",
+        "the first output of a tile exists",
+    ),
+    (
+        "direct",
+        "swap operands",
+        r"^sub\.s",
+        r"at % input_dilation != 0",
+        "the remainder with the other sign: only whether it is zero counts",
+    ),
+    (
+        "direct|depthwise|pointwise",
+        "(lose|exchange) operation",
+        r"^add\.f(32|64) \S+ \S+ 0[fd]0+ -> (mov|sub)",
+        "",
+        "zero is added where there is no residual: at most the sign of a zero changes",
+    ),
+    (
+        ANY_DEPTHWISE + r"\w+, \w+, \w+, [248],",
+        "shift address",
+        r"^ld\.param",
+        r"w_group = int\(p\.w_strides\[0\]\)",
+        "vectors of channels have one filter per channel: the steps of the group and of its filters are equal",
+    ),
+    (
+        ANY_DEPTHWISE + r"\w+, \w+, \w+, [248],",
+        "exchange operation",
+        r"^add\.s64",
+        r"multiple \* s\[2\]",
+        "vectors of channels have one filter per channel: multiple is 0",
+    ),
+    (
+        ANY_DEPTHWISE,
+        "change comparison",
+        r"^setp\.(lt|ge)\.s32",
+        r"for \(int first = 0; first < p\.filter\[2\]",
+        "a chunk beyond the taps ends at its first tap; what it loaded lay inside the map",
+    ),
+    (
+        ANY_DEPTHWISE,
+        "change comparison",
+        r"^setp\.(lt|ge)\.s32",
+        r"if \(first \+ s >= p\.filter\[2\]\) break",
+        "the first tap of a chunk exists, so that its bound is never met; those of the others have cases",
+    ),
+    (
+        ANY_DEPTHWISE + r"\w+, \w+, \w+, \d, \d, \d, 1,",
+        "shift address",
+        r"^ld\.param\.[bu]32 \S+ \[%rd\d+\+(256\] -> .*260|260\] -> .*256|80\] -> .*84|84\] -> .*80)\]$",
+        "",
+        "at stride 1 column_step, byte 260 of the params (84 behind the strides), is dilations[2], byte 256",
+    ),
+    (
+        UNROLLED,
+        "change comparison",
+        r"^setp\.(ge|lt)\.s32",
+        r"first >= rows\) return",
+        "a thread without outputs leaves later: every row and column is checked again before it is stored",
+    ),
+    (
+        UNROLLED,
+        "change comparison",
+        r"^setp\.(ge|lt)\.s32",
+        r"if \(q0 \+ t( \* p\.dilations\[2\])? >= p\.out\[2\]\) continue",
+        "the first output of a strip exists, so that its bound is never met; those of the others have cases",
+    ),
+    (
+        UNROLLED,
+        "(lose|exchange) operation",
+        r"^xor\.pred",
+        r"if \(mask >> ",
+        "exclusive or with a predicate that is always false",
+    ),
+    (
+        "pointwise",
+        "copy all",
+        "",
+        r"copy_async<ACCESS::kYBytes>",
+        "the residual outside of the output is staged and never stored",
+    ),
+    (
+        "pointwise",
+        "drop synchronisation|wait for fewer",
+        r"wait_group 0",
+        r"copy_wait<0>\(\);\n(\s*__syncthreads\(\);  // the ring is free|})",
+        "each slab has been waited for before its products; the groups after the last one are empty",
+    ),
+    (
+        "pointwise",
+        "change shift",
+        r"^shr\.s32 \S+ \S+ (6 -> .* 5|7 -> .* 6)$",
+        r"slabs = ceil_div\(p\.in_channels",
+        "slabs beyond the channels are copies of zeros",
+    ),
+    (
+        "pointwise",
+        "change comparison",
+        r"^setp\.(lt|ge)\.s32",
+        r"next_tile < p\.pixel_tiles && next_slab < end_slab",
+        "one slab more is fetched, which nobody reads, and waited for before its memory is used again",
+    ),
+    (
+        TILES,
+        "",
+        "",
+        r"copy_async<.*\btrue\)",
+        "this copy is never cut short: its size is constant, behind a mask of ones",
+    ),
+    (TILES, "copy all|change comparison", "", SIZES, "what is read beyond an edge meets zeros or is not stored"),
+    (
+        TILES,
+        "copy all",
+        "",
+        r"inside\(p, row\[c\]",
+        "rows outside of the map reach only outputs that are not stored here",
+    ),
+    (TILES, "change immediate", r"selp\.[bu]64 .* 0, ", "", "the address of a copy of zero bytes is not used"),
+    (
+        TILES,
+        "change immediate",
+        r"mul\.hi",
+        "",
+        "division by multiplication: the quotient is right for all sizes in use",
+    ),
+    (TILES, "change (immediate|shift)", r"(and|shr)\.", r"%|/", "bits that are zero for every index in use"),
+    (TILES, "", "", r"multiplier == 1 \?", "division by 1 gives the same"),
+    (TILES, "", r"setp\.|or\.pred|and\.pred", BOUND, "a bound that this copy of an unrolled loop cannot reach"),
+    (TILES, "", r"setp\.", r"e \+ k(Out)?Unit <=|kPerWord|at \+ i >= 0", "the wide and the narrow access do the same"),
+    (
+        TILES,
+        "",
+        r"setp\.",
+        r"if \(q0 >= p\.out\[2\] ",
+        "threads without outputs leave later: each output is checked again",
+    ),
+    (TILES, "change comparison", r"setp\.", r"for \(int e = ", "one vector more, into shared memory that nobody reads"),
+    (TILES, "", "", r"p\.group > 1 \?", "more rows are loaded than needed, into shared memory that nobody reads"),
+    (TILES, "drop synchronisation|wait for fewer", r"wait_group 0", r"copy_wait<0>", "only empty groups are in flight"),
+    (TILES, "", r"setp\.(lt|ge|gt|le)\.u32 \S+ \S+ \d+ ", "", "iterations of a loop that the compiler unrolled"),
 )
 
 
@@ -42,13 +188,24 @@ def _lines(file):
     return path.read_text().splitlines() if path.exists() else []
 
 
+def _text(place):
+    """A line of CUDA and the one after it."""
+    file, line = place.rsplit(":", 1)
+    return "\n".join(_lines(file)[int(line) - 1 : int(line) + 1])
+
+
+def _fits(pattern, text):
+    """Whether the pattern is found where it begins on the first line."""
+    return any(match.start() < len(text.split("\n")[0]) for match in re.finditer(pattern, text))
+
+
 def explain(result):
     """The reason of the first rule that fits, or None."""
-    places = [place.rsplit(":", 1) for place in result.source.split(" < ") if place]
-    texts = [_lines(file)[int(line) - 1] for file, line in places if len(_lines(file)) >= int(line)]
-    statement = " ".join(result.mutant.before.split())
-    for kind, ptx, cuda, reason in RULES:
-        fits = re.match(kind, result.mutant.kind) and re.search(ptx, statement)
-        if fits and (not cuda or any(re.search(cuda, text) for text in texts)):
+    texts = [_text(place) for place in result.source.split(" < ") if place]
+    mutant = result.mutant
+    change = " -> ".join(" ".join(statement.split()) for statement in (mutant.before, mutant.after))
+    for kernel, kind, ptx, cuda, reason in RULES:
+        fits = re.match(kernel, result.kernel) and re.match(kind, mutant.kind) and re.search(ptx, change)
+        if fits and (not cuda or any(_fits(cuda, text) for text in texts)):
             return reason
     return None
