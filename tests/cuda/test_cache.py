@@ -210,15 +210,18 @@ def size(path):
         return 0
 
 
-def test_kernels_are_compiled_where_the_home_is_read_only(tmp_path, monkeypatch):
-    """As a user without any right to write there, which root has to become first."""
-    compiler.nvrtc_version()
-    home = tmp_path / "home"
-    home.mkdir()
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """The folder of a user who set no other place for the cache."""
     monkeypatch.delenv("GPU_CONV_CACHE")
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    monkeypatch.setenv("HOME", str(home))
-    home.chmod(0o500)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+def test_a_home_without_the_right_to_write_keeps_no_kernels(home):
+    """As a user without any right to write there, which root has to become first."""
+    home.mkdir(mode=0o500)
     child = os.fork()
     if child == 0:
         status = 1
@@ -226,13 +229,19 @@ def test_kernels_are_compiled_where_the_home_is_read_only(tmp_path, monkeypatch)
             if os.geteuid() == 0:
                 os.setgroups([])
                 os.setuid(65534)
-            compiled = compiler.compile(tiny.TEXT, "tiny<float, 3>", "compute_80")
-            status = 0 if compiled.ptx and cache.read(KEY) is None else 2
+            cache.write(KEY, *ENTRY)
+            status = 0 if cache.read(KEY) is None else 2
         finally:
             os._exit(status)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert not list(home.iterdir())
     home.chmod(0o700)
+
+
+def test_kernels_are_compiled_where_the_home_is_no_folder(home):
+    home.write_bytes(b"")
+    assert compiler.compile(tiny.TEXT, "tiny<float, 3>", "compute_80").ptx
+    assert cache.read(KEY) is None
 
 
 def test_a_read_only_directory_still_serves_hits(stored, own_cache):
