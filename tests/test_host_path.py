@@ -84,7 +84,8 @@ def test_one_copy_for_all_input_shapes() -> None:
 @pytest.fixture
 def stub(monkeypatch: pytest.MonkeyPatch) -> Any:
     """CuPy's own arrays over addresses that nobody reads, and kernels that do nothing but be counted."""
-    cupy = pytest.importorskip("cupy")
+    import cupy
+
     launched: list[Any] = []
     caches = (device._cupy, device._target, device._load, device._prepare)
     for cached in caches:
@@ -132,6 +133,7 @@ def addresses(launch: Any) -> list[int | None]:
     return [None if p is None else p.ptr - (1 << 30) for p in launch[2][:7]]
 
 
+@pytest.mark.peers
 def test_addresses_of_remembered_plans(stub: Any) -> None:
     """Every call takes the addresses of its own arrays; what differs in geometry is planned for itself."""
     x, w, bias = stub.array((1, 14, 14, 32)), stub.array((32, 3, 3, 1), offset=1 << 20), stub.array((32,), offset=64)
@@ -156,6 +158,7 @@ def test_addresses_of_remembered_plans(stub: Any) -> None:
     assert len(calls._plans) == 5, "floats are planned anew: 0.0 == -0.0"
 
 
+@pytest.mark.peers
 def test_wrong_calls_after_right_ones(stub: Any) -> None:
     x, w = stub.array((1, 14, 14, 32)), stub.array((32, 3, 3, 1), offset=1 << 20)
     layer = gpu_conv.Conv(w, **OPTIONS)
@@ -185,6 +188,7 @@ def _microseconds(call: Callable[[], object]) -> float:
     return best * 1e6
 
 
+@pytest.mark.peers
 def test_host_cost(stub: Any) -> None:
     """Measured 5 us for a layer, 1.5 for a bound one, 13 for conv2d, allocation included; bounds for slow machines."""
     x, w, bias = stub.array((1, 14, 14, 32)), stub.array((32, 3, 3, 1), offset=1 << 20), stub.array((32,), offset=64)
