@@ -6,7 +6,7 @@
 
 Exit status 1 if one does not compile, spills, uses local memory or draws a warning. Everything passes through the disk
 cache of compiled kernels, so that a run that was stopped goes on where it stopped; a whole run needs 3 GB there, so
-give it a folder of its own: GPU_CONV_CACHE=/tmp/matrix. ``instantiations.py`` says what is asked for.
+give it a folder of its own: GPU_CONV_CACHE=FOLDER. ``instantiations.py`` says what is asked for.
 """
 
 from __future__ import annotations

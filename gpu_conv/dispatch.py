@@ -18,20 +18,21 @@ TABLE: tuple[Row, ...] = (*pointwise.ROWS, *toeplitz.ROWS, *depthwise.ROWS, *til
 
 @dataclass(frozen=True)
 class Slower:
-    """Where a row of the table could run a problem, but a row below it was measured to be faster."""
+    """Where a row of the table could run a problem, but a row below it was found faster; the reason says how."""
 
     kernel: str
     where: Callable[[ConvProblem], bool]
     reason: str
 
 
-# Microseconds on an H100 80GB HBM3 with cold L2: this kernel against the next one in the table.
+# This kernel against the next one in the table. Microseconds were measured on an H100 80GB HBM3 with cold L2;
+# instructions were counted in the emulator, and are no times.
 SLOWER: tuple[Slower, ...] = (
     Slower(
         "pointwise",
         lambda p: p.x.dtype in ("float16", "bfloat16") and p.rank in (1, 2) and _scattered(p.y),
         "an output whose channels and columns both lie apart, as the phases of a transposed convolution have it: 3.9 "
-        "million instructions against 0.7 in the emulator (float16, 14x14, 64 to 32 channels)",
+        "million instructions against 0.7, emulated, not timed (float16, 14x14, 64 to 32 channels)",
     ),
     Slower(
         "depthwise_toeplitz",
