@@ -1,10 +1,14 @@
 """Options and fixtures of the whole suite."""
 
+import gc
 import importlib.util
 import os
 
 import numpy as np
 import pytest
+
+# Parsing a kernel makes 100,000 objects that live on; looking through them again and again took 15 % of the time.
+gc.set_threshold(200_000, 20, 100)
 
 
 def pytest_addoption(parser):

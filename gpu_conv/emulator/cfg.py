@@ -162,18 +162,18 @@ def _end(instruction: Instruction) -> str | None:
 def registers_of(operand: Operand | None) -> Iterator[str]:
     """Names of the registers in an operand."""
     match operand:
-        case Register(name):
-            yield name
-        case Vector(items):
-            for item in items:
+        case Register():
+            yield operand.name
+        case Vector():
+            for item in operand.items:
                 yield from registers_of(item)
-        case Address(base, _):
-            yield from registers_of(base)
-        case Negated(inner):
-            yield from registers_of(inner)
-        case Pair(first, second):
-            yield from registers_of(first)
-            yield from registers_of(second)
+        case Address():
+            yield from registers_of(operand.base)
+        case Negated():
+            yield from registers_of(operand.operand)
+        case Pair():
+            yield from registers_of(operand.first)
+            yield from registers_of(operand.second)
 
 
 def definitions_and_uses(instruction: Instruction) -> tuple[set[str], set[str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -137,7 +138,7 @@ class Writer:
         return next((p.size for p in self.program.kernel.parameters if p.name == name), 0)
 
     def name(self, register: str) -> str:
-        return "_" + re.sub(r"\W", "_", register.removeprefix("%"))
+        return _name(register)
 
     # ---- operands
 
@@ -222,6 +223,11 @@ class Writer:
         register, negated = self.instruction.guard
         self.emit(f"guarded = m.narrow(lanes, {self.name(register.name)}, {negated})")
         return "guarded"
+
+
+@lru_cache(4096)
+def _name(register: str) -> str:
+    return "_" + re.sub(r"\W", "_", register.removeprefix("%"))
 
 
 def items_of(operand: Operand) -> tuple[Operand, ...]:

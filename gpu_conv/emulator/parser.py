@@ -40,6 +40,8 @@ _INLINED_AT = re.compile(r"inlined_at\s+(\d+)\s+(\d+)\s+(\d+)")
 _LABEL = re.compile(r"([A-Za-z_$%][\w$]*)\s*:(?!:)")
 _OPCODE = re.compile(r"([a-z][\w.:]*)\s*(.*)$", re.S)
 _BRACKET = re.compile(r"[{\[(]")
+_BRACE = re.compile(r"[{}]")
+_SPACE = re.compile(r"\s*")
 _ADDRESS = re.compile(r"([^\s+\-][^\s+]*)\s*(?:\+\s*(-?\w+))?$")
 _INITIAL_VALUE = re.compile(r"0[fF][0-9a-fA-F]{8}|0[dD][0-9a-fA-F]{16}|-?0[xX][0-9a-fA-F]+|-?\d+")
 # Device functions are refused where they are called, so the declarations around a call say nothing new.
@@ -67,7 +69,7 @@ class _Parser:
         # Comments become blanks so that positions keep their lines; string literals may hold "//".
         self.text = _COMMENT.sub(lambda m: m[0] if m[0][0] == '"' else re.sub(r"[^\n]", " ", m[0]), text)
         self.position = 0
-        self.newlines = [i for i, c in enumerate(text) if c == "\n"]
+        self.newlines = [m.start() for m in re.finditer("\n", text)]
         self.files = {int(m[1]): m[2] for m in _FILE.finditer(self.text)}  # the table follows the code
         self.variables: dict[str, Variable] = {}
         self.kernels: dict[str, Kernel] = {}
@@ -80,8 +82,7 @@ class _Parser:
         return PtxSyntaxError(f"PTX line {self.line(self.position)}: {what}: {near!r}")
 
     def skip_space(self) -> bool:
-        while self.position < len(self.text) and self.text[self.position].isspace():
-            self.position += 1
+        self.skip(_SPACE)
         return self.position < len(self.text)
 
     def skip(self, pattern: re.Pattern[str]) -> re.Match[str] | None:
@@ -92,13 +93,12 @@ class _Parser:
 
     def skip_braces(self) -> None:
         depth = 0
-        self.position = self.text.index("{", self.position)
-        while True:
-            character = self.text[self.position]
-            depth += (character == "{") - (character == "}")
-            self.position += 1
+        for brace in _BRACE.finditer(self.text, self.position):
+            depth += 1 if brace[0] == "{" else -1
             if depth == 0:
+                self.position = brace.end()
                 return
+        raise self.error("braces that do not close")
 
     def statement(self) -> str:
         end = self.text.find(";", self.position)
@@ -162,6 +162,7 @@ class _Body:
         self.families: dict[str, str] = {}  # `%r<20>` declares %r0..%r19
         self.source: tuple[SourceLine, ...] = ()
         self.callers: dict[tuple[str, ...], tuple[str, ...]] = {}
+        self.known: dict[str, Operand] = {}  # operands read since the last declaration: most come up many times
 
     def parse(self) -> None:
         parser = self.parser
@@ -172,9 +173,11 @@ class _Body:
             if character == "{":  # at the start of a statement: a scope, not a vector
                 self.scopes.append({})
                 parser.position += 1
+                self.known.clear()
             elif character == "}":
                 self.scopes.pop()
                 parser.position += 1
+                self.known.clear()
             elif match := parser.skip(_LOC):
                 self.location(match)
             elif parser.skip(_FILE):
@@ -229,6 +232,7 @@ class _Body:
         match = re.match(r"\.reg\s*\.(\w+)\s+(.*)$", text)  # inline asm may write `{.reg.b16 h`
         if not match or match[1] not in TYPE_SIZES:
             raise PtxSyntaxError(f"register declaration {text!r}")
+        self.known.clear()
         for name in (n.strip() for n in match[2].split(",")):
             family = re.match(r"(%?[\w$]+)<(\d+)>$", name)
             if family:
@@ -272,6 +276,11 @@ class _Body:
         return None
 
     def operand(self, text: str) -> Operand:
+        if text not in self.known:
+            self.known[text] = self._operand(text)
+        return self.known[text]
+
+    def _operand(self, text: str) -> Operand:
         if text.startswith("{"):
             return Vector(tuple(self.operand(t) for t in _split(text[1:-1])))
         if text.startswith("["):
