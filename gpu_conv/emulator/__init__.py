@@ -8,8 +8,8 @@ schedule, and :meth:`Emulator.execute` runs any PTX. An error in the kernel rais
 from __future__ import annotations
 
 from .emulator import DEFAULT_ARCH, Emulator, last_report, run
-from .errors import EmulationError, PtxSyntaxError, UnsupportedPtx
-from .report import Finding, Report
+from .errors import PtxSyntaxError, UnsupportedPtx
+from .report import EmulationError, Finding, Report
 
 __all__ = [
     "DEFAULT_ARCH",

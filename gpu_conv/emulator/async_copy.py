@@ -17,8 +17,10 @@ from .memory import Bytes, shift
 from .shadow import IN_FLIGHT
 
 if TYPE_CHECKING:
-    from .machine import Machine
-    from .program import Site
+    from .chunk import Chunk
+    from .global_memory import GlobalMemory
+    from .shared import SharedMemory
+    from .site import Site
 
 
 @dataclass
@@ -38,10 +40,12 @@ class _Copy:
 class AsyncCopies:
     """The copies in flight of a chunk."""
 
-    def __init__(self, machine: Machine) -> None:
-        self.machine = machine
+    def __init__(self, chunk: Chunk, memory: GlobalMemory, shared: SharedMemory) -> None:
+        self.chunk = chunk
+        self.memory = memory
+        self.shared = shared
         self.queue: list[_Copy] = []
-        self.groups = np.zeros(machine.lane_count, np.int64)  # committed so far, per lane
+        self.groups = np.zeros(chunk.lane_count, np.int64)  # committed so far, per lane
 
     def issue(
         self, source_site: Site, target_site: Site, target: Value, target_offset: int, source: Value,
@@ -50,35 +54,35 @@ class AsyncCopies:
         """Copy ``source_size`` of ``size`` bytes per lane and fill the rest with zeros."""
         if isinstance(lanes, Empty):
             return
-        machine, shared = self.machine, self.machine.shared
+        chunk, shared = self.chunk, self.shared
         address, index = shared.locate(target_site, target, lanes, target_offset, size, write=True)
         shared.count(target_site, address, lanes, size)
         if index is None:
-            index = spread(address, machine.lane_count) + shared.row
-        active = np.arange(machine.lane_count) if lanes is None else lanes.indices
-        data = np.zeros((machine.lane_count, size), np.uint8)
+            index = spread(address, chunk.lane_count) + shared.row
+        active = np.arange(chunk.lane_count) if lanes is None else lanes.indices
+        data = np.zeros((chunk.lane_count, size), np.uint8)
         for wanted in _distinct_sizes(compact(lanes, source_size), size):
             part = intersect(lanes, source_size == wanted)
             if isinstance(part, Empty):
                 continue
             if wanted > size:
                 text = f"source size {wanted} of a copy of {size} bytes"
-                machine.report("invalid copy", source_site, np.bool_(True), part, text)
+                chunk.report("invalid copy", source_site, np.bool_(True), part, text)
             else:
                 self._fetch(source_site, source, part, source_offset, size, wanted, data)
         if shared.shadow:
             shared.shadow.write(target_site, index, lanes, size, mark=IN_FLIGHT)
         copy = _Copy(active, index, data if lanes is None else data[active], self.groups[active])
-        if machine.random is not None and machine.random.integers(2):
+        if chunk.random is not None and chunk.random.integers(2):
             self._store(copy)
             copy.landed = True
         self.queue.append(copy)
 
     def _fetch(self, site: Site, source: Value, lanes: Lanes, offset: int, size: int, wanted: int, data: Any) -> None:
-        memory = self.machine.memory
+        memory = self.memory
         for allocation, start, part in memory.locate(site, source, lanes, offset, wanted, write=False, align=size):
             memory.check_read(site, allocation, start, part, wanted)
-            start = spread(start, self.machine.active(part))
+            start = spread(start, self.chunk.active(part))
             rows = slice(None) if part is None else part.indices
             if wanted == size:
                 data[rows] = allocation.bytes.reshape(-1, size).take(start >> shift(size), axis=0)
@@ -113,12 +117,12 @@ class AsyncCopies:
 
     def _store(self, copy: _Copy) -> None:
         size = copy.data.shape[1]
-        self.machine.shared.bytes.view("u4").reshape(-1, size // 4)[copy.target >> shift(size)] = copy.data.view("u4")
+        self.shared.bytes.view("u4").reshape(-1, size // 4)[copy.target >> shift(size)] = copy.data.view("u4")
 
     def _finish(self, copy: _Copy) -> None:
         if not copy.landed:
             self._store(copy)
-        shadow = self.machine.shared.shadow
+        shadow = self.shared.shadow
         if shadow:
             shadow.land(copy.target, shadow.keys[copy.lanes], copy.data.shape[1])
 

@@ -28,8 +28,10 @@ from .numeric import (
 )
 
 if TYPE_CHECKING:
-    from .machine import Machine
-    from .program import Site
+    from .chunk import Chunk
+    from .global_memory import GlobalMemory
+    from .shared import SharedMemory
+    from .site import Site
 
 _TYPES: dict[str, Any] = {"u32": u32, "s32": i32, "b32": u32, "u64": u64, "s64": i64, "b64": u64, "b16": u16}
 _TYPES |= {"f32": f32, "f64": f64, "f16": f16}
@@ -87,8 +89,10 @@ def _take_turns(
 class Atomics:
     """``atom`` and ``red`` on global and shared memory."""
 
-    def __init__(self, machine: Machine) -> None:
-        self.machine = machine
+    def __init__(self, chunk: Chunk, memory: GlobalMemory, shared: SharedMemory) -> None:
+        self.chunk = chunk
+        self.memory = memory
+        self.shared = shared
 
     def _apply(
         self, words: npt.NDArray[Any], rows: Indices, turns: Indices, lanes: Lanes, operation: str, kind: str,
@@ -102,10 +106,10 @@ class Atomics:
         *values: Value,
     ) -> Value:  # fmt: skip
         """Returns the old contents, as unsigned words."""
-        out = np.zeros(self.machine.lane_count, f"u{size}")
+        out = np.zeros(self.chunk.lane_count, f"u{size}")
         if isinstance(lanes, Empty):
             return out[0]
-        for allocation, rows, part, turns in self.machine.memory.atomic_rows(site, address, lanes, immediate, size):
+        for allocation, rows, part, turns in self.memory.atomic_rows(site, address, lanes, immediate, size):
             found = self._apply(allocation.words[size], rows, turns, part, operation, kind, values)
             out |= expand(part, found)
         return out
@@ -117,9 +121,9 @@ class Atomics:
         """Returns the old contents, as unsigned words."""
         if isinstance(lanes, Empty):
             return np.dtype(f"u{size}").type(0)
-        shared = self.machine.shared
+        shared = self.shared
         index = shared.atomic_index(site, address, lanes, immediate, size)
-        random = self.machine.random
+        random = self.chunk.random
         turns = np.arange(len(index)) if random is None else random.permutation(len(index))
         found = self._apply(shared.words[size], index >> shift(size), turns, lanes, operation, kind, values)
         return expand(lanes, found)

@@ -11,11 +11,24 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from .errors import PtxSyntaxError
-from .ir import Address, Immediate, Instruction, Kernel, Negated, Operand, Pair, Register, Symbol, Vector
+from .ir import (
+    Address,
+    Immediate,
+    Instruction,
+    Kernel,
+    Negated,
+    Operand,
+    Pair,
+    Register,
+    Symbol,
+    TensorAddress,
+    Vector,
+)
+from .lanes import WARP
 
-# Opcodes without a destination operand (`bar.red` is the exception).
+# Opcodes without a destination operand (`bar.red` is the exception); nor has what begins with an address.
 _NO_DESTINATION = {"bra", "brx", "ret", "exit", "trap", "bar", "barrier", "membar", "fence", "st", "red", "cp"}
-_NO_DESTINATION |= {"nanosleep", "pmevent", "prefetch", "prefetchu"}
+_NO_DESTINATION |= {"nanosleep", "pmevent", "prefetch", "prefetchu", "setmaxnreg"}
 # Warp-synchronous opcodes and the position of their member mask; None: the whole warp.
 _WARP_SYNC: dict[str, int | None] = {
     "mma": None,
@@ -26,7 +39,11 @@ _WARP_SYNC: dict[str, int | None] = {
     "match": -1,
     "redux": -1,
     "elect": -1,
+    "setmaxnreg": None,
+    "wgmma": None,
 }
+_WARPGROUP_SYNC = frozenset(("wgmma", "setmaxnreg"))
+WARPGROUP = 4 * WARP
 _ALL_LANES = 0xFFFFFFFF
 
 
@@ -35,9 +52,10 @@ class Block:
     """A run of instructions that all its threads execute.
 
     Attributes:
-        end: how it ends: ``next``, ``jump``, ``branch``, ``switch``, ``exit``, ``barrier`` or ``trap``.
+        end: how it ends: ``next``, ``jump``, ``branch``, ``switch``, ``exit``, ``barrier``, ``phase`` (a test of an
+            mbarrier, at which threads may have to wait) or ``trap``.
         targets: block numbers of its jumps; a branch or guarded exit that isn't taken goes to ``index + 1``.
-        whole_warps: its first instruction needs every live lane of the warp.
+        together: its first instruction needs every live lane of so many neighbours: of a warp, a warpgroup, or 0.
         member_mask: the mask operand of its first instruction, where threads park until the mask has arrived.
     """
 
@@ -45,7 +63,7 @@ class Block:
     instructions: list[Instruction] = field(default_factory=list)
     end: str = "next"
     targets: list[int] = field(default_factory=list)
-    whole_warps: bool = False
+    together: int = 0
     member_mask: Operand | None = None
     used: set[str] = field(default_factory=set)
     defined: set[str] = field(default_factory=set)
@@ -58,12 +76,17 @@ class Block:
 
     @property
     def parks(self) -> bool:
-        return self.whole_warps or self.member_mask is not None
+        return bool(self.together) or self.member_mask is not None
 
 
 def is_barrier(instruction: Instruction) -> bool:
     """Does it synchronise the block?"""
     return instruction.opcode in ("bar", "barrier") and "warp" not in instruction.modifiers
+
+
+def is_phase_test(instruction: Instruction) -> bool:
+    """Does it ask whether a phase of an mbarrier is over?"""
+    return instruction.opcode == "mbarrier" and instruction.modifiers[0] in ("test_wait", "try_wait")
 
 
 def is_warp_sync(instruction: Instruction) -> bool:
@@ -107,7 +130,7 @@ def build_blocks(kernel: Kernel) -> list[Block]:
 def _branch_around_guarded_syncs(body: Iterable[Instruction | str]) -> Iterator[Instruction | str]:
     """``@p shfl.sync`` -> a branch around it: only the threads with p arrive at the instruction."""
     for item in body:
-        if isinstance(item, str) or item.guard is None or not (is_warp_sync(item) or is_barrier(item)):
+        if isinstance(item, str) or item.guard is None or not _waits(item):
             yield item
             continue
         register, negated = item.guard
@@ -116,6 +139,10 @@ def _branch_around_guarded_syncs(body: Iterable[Instruction | str]) -> Iterator[
         yield Instruction("bra", (), (Symbol(label),), (register, not negated), *where)
         yield Instruction(item.opcode, item.modifiers, item.operands, None, *where)
         yield label
+
+
+def _waits(instruction: Instruction) -> bool:
+    return is_warp_sync(instruction) or is_barrier(instruction) or is_phase_test(instruction)
 
 
 def _cut(body: Iterable[Instruction | str]) -> tuple[list[Block], dict[str, int]]:
@@ -133,9 +160,10 @@ def _cut(body: Iterable[Instruction | str]) -> tuple[list[Block], dict[str, int]
             continue
         if is_warp_sync(item):
             mask = member_mask(item)
-            if not (current.whole_warps and mask is None):
+            together = 0 if mask is not None else WARPGROUP if item.opcode in _WARPGROUP_SYNC else WARP
+            if not together or together > current.together:
                 current = start() if current.instructions else current
-                current.member_mask, current.whole_warps = mask, mask is None
+                current.member_mask, current.together = mask, together
         current.instructions.append(item)
         end = _end(item)
         if end:
@@ -156,6 +184,8 @@ def _end(instruction: Instruction) -> str | None:
             return "exit"
         case "trap":
             return "trap"
+    if is_phase_test(instruction):
+        return "phase"
     return "barrier" if is_barrier(instruction) else None
 
 
@@ -169,6 +199,9 @@ def registers_of(operand: Operand | None) -> Iterator[str]:
                 yield from registers_of(item)
         case Address():
             yield from registers_of(operand.base)
+        case TensorAddress():
+            yield from registers_of(operand.map)
+            yield from registers_of(operand.coordinates)
         case Negated():
             yield from registers_of(operand.operand)
         case Pair():
@@ -179,11 +212,13 @@ def registers_of(operand: Operand | None) -> Iterator[str]:
 def definitions_and_uses(instruction: Instruction) -> tuple[set[str], set[str]]:
     """Registers written and read. A guarded write keeps the old value in the other lanes, so it reads it too."""
     operands = instruction.operands
-    has_destination = bool(operands) and (
-        instruction.opcode not in _NO_DESTINATION or (is_barrier(instruction) and "red" in instruction.modifiers)
-    )
+    has_destination = bool(operands) and not isinstance(operands[0], Address)
+    if instruction.opcode in _NO_DESTINATION:
+        has_destination &= is_barrier(instruction) and "red" in instruction.modifiers
     defined = set(registers_of(operands[0])) if has_destination else set()
     used = {name for operand in operands[has_destination:] for name in registers_of(operand)}
+    if instruction.opcode == "wgmma":
+        used |= defined  # it adds to its result
     if instruction.guard:
         used |= {instruction.guard[0].name} | defined
     return defined, used
@@ -191,7 +226,7 @@ def definitions_and_uses(instruction: Instruction) -> tuple[set[str], set[str]]:
 
 def successors(block: Block, count: int) -> list[int]:
     """Blocks that may follow, of ``count`` blocks."""
-    falls = block.end in ("next", "branch", "barrier") or (
+    falls = block.end in ("next", "branch", "barrier", "phase") or (
         block.end == "exit" and block.instructions[-1].guard is not None
     )
     return block.targets + ([block.index + 1] if falls and block.index + 1 < count else [])

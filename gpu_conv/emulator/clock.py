@@ -7,7 +7,7 @@ import numpy as np
 from .errors import Stopped
 from .lanes import Indices, Lanes
 
-LIMIT = (1 << 21) - 2  # shared-memory shadows keep 21 bits of it
+LIMIT = (1 << 21) - 3  # shared-memory shadows keep 21 bits of it, and mark other things by the last three
 
 
 class Clock:

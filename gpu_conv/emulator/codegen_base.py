@@ -25,7 +25,7 @@ from .ir import (
 from .numeric import SIGNED, UNSIGNED, f32, f64
 
 if TYPE_CHECKING:
-    from .program import Program
+    from .translation import Translation
 
 # Short names of dtypes in generated code.
 DTYPE_NAMES: dict[Any, str] = {
@@ -110,7 +110,7 @@ class Modifiers:
 class Writer:
     """Collects the lines of one basic block."""
 
-    def __init__(self, program: Program) -> None:
+    def __init__(self, program: Translation) -> None:
         self.program = program
         self.lines: list[str] = []
         self.instruction = Instruction("", (), ())

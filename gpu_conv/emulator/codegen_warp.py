@@ -78,7 +78,7 @@ def _active_mask(w: Writer, i: Instruction, mods: Modifiers) -> None:
 def _warp_barrier(w: Writer, i: Instruction, mods: Modifiers) -> None:
     mods.need("warp")
     mods.need("sync")
-    w.emit("m.warp.barrier(lanes)")
+    w.emit("m.warp_barrier(lanes)")
 
 
 def _load_matrix(w: Writer, i: Instruction, mods: Modifiers) -> None:

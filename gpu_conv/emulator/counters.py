@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,7 @@ from .lanes import WARP, Lanes, Value
 Keys = npt.NDArray[Any]
 _SPECIAL_FUNCTIONS = frozenset(["ex2", "lg2", "sin", "cos", "tanh", "rcp", "rsqrt", "sqrt", "div"])
 _CONTROL = frozenset(["bra", "brx", "ret", "exit", "trap", "bar", "barrier", "membar", "fence", "nanosleep"])
+_CONTROL |= {"setmaxnreg", "elect"}
 _MOVES = frozenset(["mov", "cvta", "selp", "prmt"])
 
 
@@ -25,6 +28,10 @@ def instruction_class(instruction: Instruction) -> str:
         spaces = [m.split("::")[0] for m in modifiers]
         space = next((s for s in spaces if s in ("global", "shared", "local", "param", "const")), "generic")
         return f"{'st' if opcode == 'st' else 'ld'}.{space}"
+    if "bulk" in modifiers:
+        return "bulk copy" if modifiers[-1] not in ("commit_group", "wait_group", "read") else "control"
+    if opcode in ("mbarrier", "wgmma"):
+        return "control" if modifiers[0] in ("fence", "commit_group", "wait_group") else opcode
     if opcode == "cp":
         return "cp.async" if modifiers[-1] not in ("commit_group", "wait_all", "wait_group") else "control"
     if opcode in ("atom", "red"):
@@ -84,7 +91,9 @@ class Counters:
             its guard counts.
         classes: thread instructions by class.
         opcodes: thread instructions by full opcode.
-        mma: ``mma.sync`` instructions (per warp); ``macs``: their multiply-adds.
+        mma: ``mma.sync`` instructions (per warp).
+        wgmma: ``wgmma.mma_async`` instructions (per warpgroup) by shape and types, ``"m64n128k16.f16.f16"``.
+        macs: multiply-adds of both.
         accesses: one entry per memory instruction that was executed.
         traffic: distinct bytes per allocation.
         divergent_branches: branches at which a chunk split (0 for a kernel without divergence).
@@ -98,6 +107,7 @@ class Counters:
     opcodes: Counter[str] = field(default_factory=Counter)
     mma: int = 0
     macs: int = 0
+    wgmma: Counter[str] = field(default_factory=Counter)
     accesses: list[AccessCounter] = field(default_factory=list)
     traffic: dict[str, Traffic] = field(default_factory=dict)
     divergent_branches: int = 0
@@ -124,6 +134,12 @@ class Counters:
         return self.total("sectors", "st.global") / max(1, self.total("requests", "st.global"))
 
     @property
+    def wgmma_flops(self) -> dict[str, int]:
+        """Floating-point (or integer) operations of ``wgmma`` by shape and types, two per multiply-add."""
+        sizes = {name: prod(int(n) for n in re.findall(r"[mnk](\d+)", name.split(".")[0])) for name in self.wgmma}
+        return {name: 2 * sizes[name] * count for name, count in self.wgmma.items()}
+
+    @property
     def bank_conflict_factor(self) -> float:
         """Wavefronts of shared memory over those without conflicts; 1 is perfect."""
         return sum(a.wavefronts for a in self.accesses) / max(1, sum(a.ideal_wavefronts for a in self.accesses))
@@ -145,6 +161,9 @@ class Counters:
         loads = self.total("sectors", "ld.global", "cp.async.global")
         wanted = self.total("bytes", "ld.global", "cp.async.global")
         classes = ", ".join(f"{name} {count}" for name, count in self.classes.most_common())
+        bulk = "cp.async.bulk.shared"
+        copies = self.total("requests", bulk)
+        wgmma = "".join(f", {count} wgmma {name}" for name, count in self.wgmma.items())
         rows = [
             f"instructions: {self.thread_instructions} per thread, {self.warp_instructions} per warp"
             f" (SIMT efficiency {self.simt_efficiency:.3f}); {classes}",
@@ -154,7 +173,8 @@ class Counters:
             f" {self.bytes_read} distinct bytes read, {self.bytes_written} written",
             f"shared: {sum(a.wavefronts for a in self.accesses)} wavefronts,"
             f" {self.bank_conflict_factor:.2f} x the conflict-free number",
-            f"mma: {self.mma} instructions, {self.macs} multiply-adds",
+            *([f"bulk copies: {copies}, {self.total('bytes', bulk)} bytes of shared memory"] if copies else []),
+            f"mma: {self.mma} instructions{wgmma}, {self.macs} multiply-adds",
             f"control: {self.divergent_branches} divergent branches,"
             f" {self.blocks_covered} of {self.block_count} basic blocks covered",
         ]

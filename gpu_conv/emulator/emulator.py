@@ -10,17 +10,18 @@ import numpy as np
 import numpy.typing as npt
 
 from ..cuda.targets import KNOWN_TARGETS
-from ..launch import POINTERS, Launch
+from ..launch import POINTERS, Launch, TensorMap
 from .counters import Counters, Traffic
-from .errors import EmulationError, Stopped
+from .errors import Stopped
 from .ir import Parameter
 from .lanes import WARP
 from .machine import LaunchState, Machine
 from .memory import AddressSpace, Allocation
 from .order import LaunchOrder
 from .program import Program, load_program
-from .report import Coordinates, Recorder, Report
+from .report import Coordinates, EmulationError, Recorder, Report
 from .scheduler import Scheduler
+from .tensor_map import encode
 
 # Lanes that run together. Fewer make NumPy's overhead visible, more fall out of the cache.
 CHUNK_LANES = 16384
@@ -78,9 +79,9 @@ class Emulator:
             load_program(compiled.ptx, compiled.lowered),
             launch.grid,
             launch.block,
-            [*arrays.values(), launch.params],
+            [*arrays.values(), launch.params, *launch.tensor_maps],
             launch.shared_bytes,
-            names=[*POINTERS, "params"],
+            names=[*POINTERS, "params", *(f"tensor map {i}" for i in range(len(launch.tensor_maps)))],
             outputs=(POINTERS.index("y"),),
             writable={POINTERS.index("y"), POINTERS.index("workspace")},
             title=launch.name_expression,
@@ -92,7 +93,7 @@ class Emulator:
         entry: str,
         grid: int | Sequence[int],
         block: int | Sequence[int],
-        args: Sequence[Array | np.generic | int | float | bytes | None],
+        args: Sequence[Array | np.generic | int | float | bytes | TensorMap | None],
         shared_bytes: int = 0,
         *,
         outputs: Sequence[int] = (),
@@ -105,7 +106,8 @@ class Emulator:
             entry: mangled name of the kernel.
             grid, block: sizes in x, y, z; missing ones are 1.
             args: arrays become pointers to their element 0 (read-only if the array is), ``None`` a null pointer,
-                ``bytes`` a struct, numbers are converted to the parameter's type.
+                ``bytes`` a struct, numbers are converted to the parameter's type; a ``TensorMap`` is encoded for the
+                argument that ``names`` calls like its operand.
             shared_bytes: dynamic shared memory per block.
             outputs: positions of arrays that the kernel must write completely, and must not read before.
             names: what findings call the arguments.
@@ -131,12 +133,16 @@ class Emulator:
                 initialised = i not in outputs or not self.checks
                 allocations[i] = space.add(names[i], value, writable=i in writable, initialised=initialised)
                 value = allocations[i].pointer
+            elif isinstance(value, TensorMap):
+                operand = allocations.get(list(names).index(value.operand))
+                value = encode(value, operand.pointer if operand else 0)
             parameters[parameter.name] = _argument(parameter, value)
         random = None if self.seed is None else np.random.default_rng(self.seed)
         count = len(program.blocks)
         order = LaunchOrder(program.global_granule, program.has_fence)
         state = LaunchState(
-            program, grid, block, parameters, shared_bytes, space, recorder, self.checks, random, order,
+            program=program, grid=grid, block=block, parameters=parameters, dynamic_shared=shared_bytes, space=space,
+            recorder=recorder, checking=self.checks, random=random, order=order,
             block_threads=[0] * count, block_warps=[0] * count,
         )  # fmt: skip
         finished = self._run_chunks(state)
@@ -230,6 +236,7 @@ def _counters(state: LaunchState) -> Counters:
     counters = Counters(
         mma=state.mma,
         macs=state.macs,
+        wgmma=state.wgmma,
         divergent_branches=state.divergent_branches,
         accesses=[state.accesses[i] for i in sorted(state.accesses)],
         block_count=len(state.program.blocks),

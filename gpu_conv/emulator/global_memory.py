@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .counters import count_distinct
-from .lanes import Active, Empty, Indices, Lanes, Value, compact, expand, spread
+from .lanes import Active, Empty, Indices, LaneList, Lanes, Value, compact, expand, spread
 from .memory import Allocation, shift
 
 if TYPE_CHECKING:
-    from .machine import Machine
-    from .program import Site
+    from .chunk import Chunk
+    from .order import BlockOrder
+    from .site import Site
 
 _SECTOR_SHIFT = 5
 _U64 = 2**64 - 1
@@ -21,9 +22,10 @@ _U64 = 2**64 - 1
 class GlobalMemory:
     """What the blocks of a chunk see of the address space of the launch."""
 
-    def __init__(self, machine: Machine) -> None:
-        self.machine = machine
-        self.space = machine.launch.space
+    def __init__(self, chunk: Chunk, order: BlockOrder) -> None:
+        self.chunk = chunk
+        self.order = order
+        self.space = chunk.launched.space
 
     def locate(
         self, site: Site, address: Value, lanes: Lanes, immediate: int, size: int, *, write: bool,
@@ -54,8 +56,8 @@ class GlobalMemory:
     def _locate_each(
         self, site: Site, address: Value, lanes: Lanes, size: int, align: int, write: bool
     ) -> list[tuple[Allocation, Value, Lanes]]:
-        machine = self.machine
-        indices = np.arange(machine.lane_count) if lanes is None else lanes.indices
+        chunk = self.chunk
+        indices = np.arange(chunk.lane_count) if lanes is None else lanes.indices
         address = spread(address, len(indices))
         legal = np.zeros(len(indices), np.bool_)
         protected = np.zeros(len(indices), np.bool_)
@@ -75,20 +77,20 @@ class GlobalMemory:
             return f"{verb} {self.space.describe(bad, size)}"
 
         if not legal.all():
-            machine.report("out of bounds", site, ~legal, lanes, message, address)
+            chunk.report("out of bounds", site, ~legal, lanes, message, address)
         if (crooked & legal).any():
-            machine.report("misaligned", site, crooked & legal, lanes, message, address)
+            chunk.report("misaligned", site, crooked & legal, lanes, message, address)
         if protected.any():
-            machine.report("write to read-only memory", site, protected, lanes, message, address)
-        return [(a, offset[mine], machine.mask_of(indices[mine])) for a, offset, mine in parts]
+            chunk.report("write to read-only memory", site, protected, lanes, message, address)
+        return [(a, offset[mine], chunk.mask_of(indices[mine])) for a, offset, mine in parts]
 
     def _touch(self, site: Site, allocation: Allocation, offset: Value, lanes: Lanes, size: int, write: bool) -> None:
-        if not self.machine.counting:
+        if not self.chunk.counting:
             return
         sector = offset >> _SECTOR_SHIFT
         (allocation.sectors_written if write else allocation.sectors_read)[sector] = True
-        counter = self.machine.access(site)
-        requests, active = self.machine.warps(lanes), self.machine.active(lanes)
+        counter = self.chunk.access(site)
+        requests, active = self.chunk.warps(lanes), self.chunk.active(lanes)
         counter.requests += requests
         counter.lanes += active
         counter.bytes += active * size
@@ -96,15 +98,19 @@ class GlobalMemory:
 
     def check_read(self, site: Site, allocation: Allocation, offset: Value, lanes: Lanes, size: int) -> None:
         """Was the memory written before, by somebody that the reader is ordered after? Then count the access."""
-        if self.machine.checking:
-            if allocation.written is not None:
-                bad = allocation.is_unwritten(offset, size)
-                if np.any(bad):
-                    text = f"reads {size} bytes of {allocation.name} that nobody has written"
-                    self.machine.report("uninitialised read", site, bad, lanes, text, offset + allocation.base)
-            if allocation.writable:
-                self.machine.order.read(site, allocation, offset, lanes, size)
+        if self.chunk.checking:
+            self.check_written(site, allocation, offset, lanes, size)
         self._touch(site, allocation, offset, lanes, size, write=False)
+
+    def check_written(self, site: Site, allocation: Allocation, offset: Value, lanes: LaneList, size: int) -> None:
+        """Was the memory written before, by somebody that the reader is ordered after?"""
+        if allocation.written is not None:
+            bad = allocation.is_unwritten(offset, size)
+            if np.any(bad):
+                text = f"reads {size} bytes of {allocation.name} that nobody has written"
+                self.chunk.report("uninitialised read", site, bad, lanes, text, offset + allocation.base)
+        if allocation.writable:
+            self.order.read(site, allocation, offset, lanes, size)
 
     def load(self, site: Site, address: Value, lanes: Active, immediate: int, element: int, count: int) -> list[Value]:
         """``count`` elements of ``element`` bytes per lane, unsigned. Lanes with a bad address read zero."""
@@ -116,7 +122,7 @@ class GlobalMemory:
             allocation, offset, _ = parts[0]
             self.check_read(site, allocation, offset, lanes, size)
             return self._gather(allocation, offset, lanes, element, count)
-        out = [np.zeros(self.machine.lane_count, f"u{element}") for _ in range(count)]
+        out = [np.zeros(self.chunk.lane_count, f"u{element}") for _ in range(count)]
         for allocation, offset, part in parts:
             self.check_read(site, allocation, offset, part, size)
             for total, value in zip(out, self._gather(allocation, offset, part, element, count), strict=True):
@@ -140,9 +146,9 @@ class GlobalMemory:
             return
         size = element * len(values)
         for allocation, offset, part in self.locate(site, address, lanes, immediate, size, write=True):
-            offset = spread(offset, self.machine.active(part))
-            if self.machine.checking:
-                self.machine.order.write(site, allocation, offset, part, size)
+            offset = spread(offset, self.chunk.active(part))
+            if self.chunk.checking:
+                self.order.write(site, allocation, offset, part, size)
             self._touch(site, allocation, offset, part, size, write=True)
             row = offset >> shift(size)
             allocation.mark_written(row, size)
@@ -156,10 +162,10 @@ class GlobalMemory:
         if isinstance(lanes, Empty):
             return self.load(site, address, lanes, immediate, element, count)
         for allocation, offset, part in self.locate(site, address, lanes, immediate, element * count, write=False):
-            offset = spread(offset, self.machine.active(part))
-            self.machine.order.synchronise(allocation, offset, part, np.arange(len(offset)), release=False)
+            offset = spread(offset, self.chunk.active(part))
+            self.order.synchronise(allocation, offset, part, np.arange(len(offset)), release=False)
             if acquire:
-                self.machine.order.fence(part)
+                self.order.fence(part)
         return self.load(site, address, lanes, immediate, element, count)
 
     def store_strong(self, site: Site, address: Value, lanes: Active, immediate: int, element: int,
@@ -170,9 +176,9 @@ class GlobalMemory:
         size = element * len(values)
         for allocation, offset, part in self.locate(site, address, lanes, immediate, size, write=True):
             if release:
-                self.machine.order.fence(part)
-            offset = spread(offset, self.machine.active(part))
-            self.machine.order.atomic(site, allocation, offset, part, size, np.arange(len(offset)))
+                self.order.fence(part)
+            offset = spread(offset, self.chunk.active(part))
+            self.order.atomic(site, allocation, offset, part, size, np.arange(len(offset)))
             self._touch(site, allocation, offset, part, size, write=True)
             allocation.mark_written(offset >> shift(size), size)
             for i, value in enumerate(values):
@@ -184,15 +190,15 @@ class GlobalMemory:
         """Check and record an atomic: allocation, indices of words of ``size`` bytes, lanes, their turns."""
         out = []
         for allocation, offset, part in self.locate(site, address, lanes, immediate, size, write=True):
-            offset = spread(offset, self.machine.active(part))
-            random = self.machine.random
+            offset = spread(offset, self.chunk.active(part))
+            random = self.chunk.random
             turns = np.arange(len(offset)) if random is None else random.permutation(len(offset))
-            if self.machine.checking:
+            if self.chunk.checking:
                 if allocation.written is not None and np.any(allocation.is_unwritten(offset, size)):
                     text = f"changes {allocation.name} where nobody has written"
                     bad = allocation.is_unwritten(offset, size)
-                    self.machine.report("uninitialised read", site, bad, part, text, offset + allocation.base)
-                self.machine.order.atomic(site, allocation, offset, part, size, turns)
+                    self.chunk.report("uninitialised read", site, bad, part, text, offset + allocation.base)
+                self.order.atomic(site, allocation, offset, part, size, turns)
             self._touch(site, allocation, offset, part, size, write=True)
             allocation.mark_written(offset >> shift(size), size)
             out.append((allocation, offset >> shift(size), part, turns))

@@ -70,6 +70,14 @@ class Address:
 
 
 @dataclass(frozen=True)
+class TensorAddress:
+    """``[map, {c0, c1, ...}]``: a box of a tensor, innermost coordinate first."""
+
+    map: Address
+    coordinates: Vector
+
+
+@dataclass(frozen=True)
 class Pair:
     """``first|second``: a destination and its predicate."""
 
@@ -89,7 +97,9 @@ class Sink:
     """``_``: a destination that nobody reads."""
 
 
-Operand = Register | Immediate | FloatImmediate | Vector | Symbol | Special | Address | Pair | Negated | Sink
+Operand = (
+    Register | Immediate | FloatImmediate | Vector | Symbol | Special | Address | TensorAddress | Pair | Negated | Sink
+)
 
 
 @dataclass(frozen=True)
@@ -173,8 +183,10 @@ class Kernel:
     body: list[Instruction | str] = field(default_factory=list)
     branch_targets: dict[str, list[str]] = field(default_factory=dict)
     max_threads: int | None = None
+    cluster_blocks: int = 1
     static_shared: int = 0
     dynamic_shared_offset: int = 0
+    dynamic_shared_start: int = 0
     local_bytes: int = 0
 
     def shared_bytes(self, dynamic: int) -> int:
@@ -186,7 +198,7 @@ class Kernel:
         own = [v for v in self.variables.values() if v.space == "shared" and not v.extern]
         extents = [(v.name, v.offset, v.offset + v.size) for v in own]
         if dynamic:
-            start = self.dynamic_shared_offset + len(own) * SHARED_GUARD
+            start = self.dynamic_shared_start
             extents.append(("dynamic shared memory", start, start + dynamic))
         return extents or [("shared memory", 0, 0)]
 
@@ -200,16 +212,18 @@ class Kernel:
             if variable.space == "shared" and not variable.extern:
                 start = _round_up(shared, variable.align)
                 shared = start + variable.size
-                variable.offset = start + guard
-                guard += SHARED_GUARD
+                variable.offset = _round_up(start + guard, variable.align)
+                guard = variable.offset - start + SHARED_GUARD
             elif variable.space == "local":
                 variable.offset = _round_up(local, variable.align)
                 local = variable.offset + variable.size
         dynamic = [v for v in self.variables.values() if v.space == "shared" and v.extern]
         self.static_shared = shared
-        self.dynamic_shared_offset = _round_up(shared, max([16, *(v.align for v in dynamic)]))
+        align = max([16, *(v.align for v in dynamic)])
+        self.dynamic_shared_offset = _round_up(shared, align)
+        self.dynamic_shared_start = _round_up(self.dynamic_shared_offset + guard, align)
         for variable in dynamic:
-            variable.offset = self.dynamic_shared_offset + guard
+            variable.offset = self.dynamic_shared_start
         self.local_bytes = local
 
 

@@ -96,11 +96,11 @@ def union(first: Lanes, second: Lanes) -> Lanes:
     return result
 
 
-def compact(lanes: Lanes, value: Value) -> Value:
+def compact(lanes: LaneList, value: Value) -> Value:
     """The active lanes of a register; a scalar stays a scalar."""
     if lanes is None or np.ndim(value) == 0:
         return value
-    return value.take(lanes.indices)
+    return value.take(lane_indices(lanes))
 
 
 def expand(lanes: Lanes, value: Value) -> Value:

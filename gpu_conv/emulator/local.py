@@ -10,8 +10,8 @@ from .lanes import Active, Empty, Indices, Lanes, Value, compact, expand
 from .memory import make_aligned, shift
 
 if TYPE_CHECKING:
-    from .machine import Machine
-    from .program import Site
+    from .chunk import Chunk
+    from .site import Site
 
 BASE = 16  # the first address, so that a null pointer is out of bounds
 
@@ -19,13 +19,13 @@ BASE = 16  # the first address, so that a null pointer is out of bounds
 class LocalMemory:
     """Rows of ``size`` bytes; bytes that were never written are tracked."""
 
-    def __init__(self, machine: Machine, size: int) -> None:
-        self.machine = machine
+    def __init__(self, chunk: Chunk, size: int) -> None:
+        self.chunk = chunk
         self.size = size
         self.stride = -(-size // 16) * 16
-        self.bytes = make_aligned(machine.lane_count * self.stride)
+        self.bytes = make_aligned(chunk.lane_count * self.stride)
         self.written = make_aligned(len(self.bytes))
-        self.row = np.arange(machine.lane_count) * self.stride - BASE
+        self.row = np.arange(chunk.lane_count) * self.stride - BASE
 
     def locate(self, site: Site, address: Value, lanes: Lanes, immediate: int, size: int, *, write: bool) -> Indices:
         """Byte indices of the active lanes; a bad address is reported and becomes the start of the row."""
@@ -39,18 +39,18 @@ class LocalMemory:
 
         for kind, bad in (("out of bounds", outside), ("misaligned", crooked)):
             if np.any(bad):
-                self.machine.report(kind, site, bad, lanes, message, address)
+                self.chunk.report(kind, site, bad, lanes, message, address)
         address = np.where(outside | crooked, BASE, address)
         self._count(site, lanes, size)
         index: Indices = address + compact(lanes, self.row)
         return index
 
     def _count(self, site: Site, lanes: Lanes, size: int) -> None:
-        if self.machine.counting:
-            counter = self.machine.access(site)
-            counter.requests += self.machine.warps(lanes)
-            counter.lanes += self.machine.active(lanes)
-            counter.bytes += self.machine.active(lanes) * size
+        if self.chunk.counting:
+            counter = self.chunk.access(site)
+            counter.requests += self.chunk.warps(lanes)
+            counter.lanes += self.chunk.active(lanes)
+            counter.bytes += self.chunk.active(lanes) * size
 
     def load(self, site: Site, address: Value, lanes: Active, immediate: int, element: int, count: int) -> list[Value]:
         """``count`` elements of ``element`` bytes per lane, unsigned."""
@@ -62,8 +62,8 @@ class LocalMemory:
         bad = self.written.reshape(-1, element)[index >> shift(element)].min(axis=1) == 0
         for i in range(1, count):
             bad |= self.written.reshape(-1, element)[(index >> shift(element)) + i].min(axis=1) == 0
-        if bad.any() and self.machine.checking:
-            self.machine.report("uninitialised read", site, bad, lanes, "local memory never written")
+        if bad.any() and self.chunk.checking:
+            self.chunk.report("uninitialised read", site, bad, lanes, "local memory never written")
         return [expand(lanes, words.take((index >> shift(element)) + i)) for i in range(count)]
 
     def store(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,40 +9,38 @@ import numpy as np
 
 from .async_copy import AsyncCopies
 from .atomics import Atomics
-from .clock import Clock
-from .counters import AccessCounter
+from .bulk_copy import BulkCopies
+from .chunk import Chunk, Launched
+from .flights import Flights
 from .global_memory import GlobalMemory
-from .lanes import WARP, Active, Empty, Indices, LaneList, Lanes, Mask, Value, intersect, lane_indices
+from .knowledge import Knowledge
+from .lanes import WARP, Active, Empty, Indices, Lanes, Value, intersect
 from .local import BASE as LOCAL_BASE
 from .local import LocalMemory
-from .memory import AddressSpace, make_aligned
+from .mbarrier import Mbarriers
+from .memory import make_aligned
 from .order import BlockOrder, LaunchOrder
-from .program import Program, Site
-from .report import Coordinates, Recorder
+from .program import Program
+from .report import Coordinates
 from .shared import BASE as SHARED_BASE
 from .shared import SharedMemory
+from .site import Site
 from .tensor_core import TensorCore
 from .warp import WarpOperations, lane_mask
+from .wgmma import Wgmma
 from .windows import LOCAL_WINDOW, SHARED_WINDOW
 
 
-@dataclass
-class LaunchState:
-    """What all blocks of a launch share."""
+@dataclass(kw_only=True)
+class LaunchState(Launched):
+    """A launch as the machine and the scheduler see it."""
 
     program: Program
-    grid: Coordinates
-    block: Coordinates
     parameters: dict[str, bytes]
     dynamic_shared: int
-    space: AddressSpace
-    recorder: Recorder
-    checking: bool
-    random: np.random.Generator | None
     order: LaunchOrder
-    accesses: dict[int, AccessCounter] = field(default_factory=dict)
-    block_threads: list[int] = field(default_factory=list)
-    block_warps: list[int] = field(default_factory=list)
+    block_threads: list[int]
+    block_warps: list[int]
     divergent_branches: int = 0
     mma: int = 0
     macs: int = 0
@@ -64,97 +61,32 @@ class LaunchState:
         return self._addresses[name]
 
 
-class Machine:
-    """A chunk of blocks. Lane l is thread ``l % block_lanes`` of block ``block_ids[l // block_lanes]``."""
+class Machine(Chunk):
+    """A chunk with everything that its kernel may use."""
 
     def __init__(self, launch: LaunchState, block_ids: Indices) -> None:
-        program = launch.program
+        super().__init__(launch, block_ids)
         self.launch = launch
-        self.block_ids = block_ids
-        self.block_count = len(block_ids)
-        self.threads = int(np.prod(launch.block))
-        self.block_lanes = -(-self.threads // WARP) * WARP
-        self.lane_count = self.block_count * self.block_lanes
-        self.local_block = np.repeat(np.arange(self.block_count), self.block_lanes)
-        self.checking = self.counting = launch.checking
-        self.random = launch.random
-        self.clock = Clock(self.block_count, self.lane_count)
+        program = launch.program
+        self.knowledge = Knowledge(self) if launch.checking and program.asynchronous else None
         self.order = BlockOrder(self, launch.order)
-        self.memory = GlobalMemory(self)
-        granule = program.shared_granule
-        self.shared = SharedMemory(self, program.kernel, launch.dynamic_shared, granule, races=launch.checking)
+        self.memory = GlobalMemory(self, self.order)
+        self.shared = SharedMemory(
+            self, program.kernel, launch.dynamic_shared, program.shared_granule, self.knowledge,
+            warp_barriers=program.orders_warps,
+        )  # fmt: skip
         self.local = LocalMemory(self, program.kernel.local_bytes)
         self.generic = Generic(self)
-        self.copies = AsyncCopies(self)
+        self.copies = AsyncCopies(self, self.memory, self.shared)
+        self.mbarriers = Mbarriers(self, self.shared, self.knowledge)
+        self.bulk = BulkCopies(self, self.memory, self.shared, self.mbarriers)
         self.warp = WarpOperations(self)
-        self.tensor = TensorCore(self)
-        self.atomics = Atomics(self)
-        self.mma_count = self.macs = 0
+        self.tensor = TensorCore(self, self.shared)
+        self.flights = Flights(self, list(program.numbers) if program.hazards.registers else [])
+        self.wgmma = Wgmma(self, self.shared, self.flights)
+        self.atomics = Atomics(self, self.memory, self.shared)
         self._special: dict[str, Value] = {}
-        self._narrowed: dict[tuple[int, int, bool], tuple[Value, Lanes, Mask | Empty | None]] = {}
         self._parameters: dict[tuple[str, int, Any], Value] = {}
-
-    # ---- lanes
-
-    @property
-    def existing(self) -> Lanes:
-        """The lanes that are threads; the rest fills up the last warp of each block."""
-        if self.threads == self.block_lanes:
-            return None
-        return Mask(np.arange(self.lane_count) % self.block_lanes < self.threads)
-
-    def narrow(self, lanes: Lanes, predicate: Value, negated: bool) -> Mask | Empty | None:
-        """The lanes with the predicate. Several instructions often share a guard, so the last answers are kept."""
-        key = (id(lanes), id(predicate), negated)
-        known = self._narrowed.get(key)
-        if known is None or known[0] is not predicate or known[1] is not lanes:
-            if len(self._narrowed) > 16:
-                self._narrowed.clear()
-            known = self._narrowed[key] = predicate, lanes, intersect(lanes, ~predicate if negated else predicate)
-        return known[2]
-
-    def mask_of(self, indices: Indices) -> Mask:
-        active = np.zeros(self.lane_count, np.bool_)
-        active[indices] = True
-        return Mask(active)
-
-    def warps(self, lanes: Lanes) -> int:
-        return self.lane_count // WARP if lanes is None else lanes.warp_count
-
-    def active(self, lanes: Lanes) -> int:
-        return self.lane_count if lanes is None else lanes.count
-
-    def thread_index(self, thread: int) -> Coordinates:
-        return _split(thread, self.launch.block)
-
-    # ---- findings and counters
-
-    def access(self, site: Site) -> AccessCounter:
-        counter = self.launch.accesses.get(site.index)
-        if counter is None:
-            counter = self.launch.accesses[site.index] = AccessCounter(site.instruction, site.kind)
-        return counter
-
-    def report(
-        self, kind: str, site: Site, bad: Value, lanes: LaneList, message: str | Callable[[int], str],
-        address: Value = None,
-    ) -> None:  # fmt: skip
-        """Record a finding; ``bad`` and ``address`` have one entry per lane of ``lanes`` or are uniform."""
-        first = int(np.argmax(bad)) if np.ndim(bad) else 0
-        lane = first if lanes is None else int(lane_indices(lanes)[first])
-        if np.ndim(bad):
-            count = int(np.count_nonzero(bad))
-        else:
-            count = self.lane_count if lanes is None else len(lane_indices(lanes))
-        if self.launch.recorder.add_lanes(kind, site.instruction, count):
-            return
-        where = None if address is None else int(address[first] if np.ndim(address) else address)
-        text = message if isinstance(message, str) else message(where or 0)
-        block = _split(int(self.block_ids[lane // self.block_lanes]), self.launch.grid)
-        thread = self.thread_index(lane % self.block_lanes)
-        self.launch.recorder.add(
-            kind, site.instruction, text, block=block, thread=thread, address=where, lanes=count
-        )  # fmt: skip
 
     # ---- operands
 
@@ -214,6 +146,25 @@ class Machine:
         if space == "global":
             return window < np.uint64(LOCAL_WINDOW >> 40)
         return window == np.uint64((SHARED_WINDOW if space == "shared" else LOCAL_WINDOW) >> 40)
+
+    # ---- order
+
+    def block_barrier(self, blocks: Indices) -> None:
+        """The threads of these blocks have met."""
+        self.clock.barrier(blocks)
+        if self.knowledge:
+            self.knowledge.barrier(blocks)
+
+    def warp_barrier(self, lanes: Lanes) -> None:
+        """The warps of these lanes have synchronised."""
+        self.clock.warp_barrier(lanes)
+        if self.knowledge:
+            self.knowledge.warp_barrier(lanes)
+
+    def fence_proxy(self, lanes: Active) -> None:
+        """``fence.proxy.async``."""
+        if self.knowledge:
+            self.knowledge.fence(lanes)
 
     # ---- memory that is not a plain load or store
 
@@ -284,7 +235,3 @@ class Generic:
             value = self.machine.atomic(space, site, where, part, *rest)
             total = value if total is None else total | value
         return total
-
-
-def _split(index: int, sizes: Coordinates) -> Coordinates:
-    return index % sizes[0], index // sizes[0] % sizes[1], index // (sizes[0] * sizes[1])

@@ -12,7 +12,7 @@ from numpy.lib.array_utils import byte_bounds
 from .lanes import Value
 
 if TYPE_CHECKING:
-    from .order import GlobalShadow
+    from .global_shadow import GlobalShadow
 
 Bytes = npt.NDArray[np.uint8]
 

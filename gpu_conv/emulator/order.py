@@ -16,16 +16,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from .lanes import WARP, Indices, Lanes, Value, compact, spread
+from .global_shadow import THREAD, Entries, GlobalShadow
+from .lanes import WARP, Indices, LaneList, Lanes, Value, compact, spread
 
 if TYPE_CHECKING:
-    from .machine import Machine
+    from .chunk import Chunk
     from .memory import Allocation
-    from .program import Site
+    from .site import Site
 
-Entries = npt.NDArray[np.uint64]
-
-_THREAD = np.uint64(32)  # bits of the time below the thread
 _ATOMIC = np.uint64(0xFFFFFFFF)  # "thread" of a location that was changed by an atomic
 
 
@@ -56,44 +54,17 @@ class LaunchOrder:
         self.acquired: dict[int, dict[int, list[_Acquire]]] = {}  # block -> other block
 
 
-class GlobalShadow:
-    """Who touched each granule of an allocation: entries are (thread + 1) << 32 | time, 0 for nobody."""
-
-    def __init__(self, count: int) -> None:
-        self.writer = np.zeros(count, np.uint64)
-        self.reader = np.zeros(count, np.uint64)
-        self.other_reader = np.zeros(count, np.uint64)  # the last one of another block than `reader`
-        self.was_read = False
-
-    def before_write(self) -> list[tuple[Entries, str]]:
-        """What a write must be ordered after, and what a finding calls the pair."""
-        readers = [(self.reader, "writes {}, read"), (self.other_reader, "writes {}, read")] if self.was_read else []
-        return [(self.writer, "writes {}, written"), *readers]
-
-    def read(self, granule: Indices, key: Entries, width: int) -> None:
-        """Note readers; ``width`` lanes are a block."""
-        self.was_read = True
-        self._displace(granule, self.reader.take(granule), key, width)
-        self.reader[granule] = key
-        self._displace(granule, key, self.reader.take(granule), width)  # several readers at once: one was kept
-
-    def _displace(self, granule: Indices, old: Entries, new: Entries, width: int) -> None:
-        blocks = [((keys >> _THREAD) - np.uint64(1)) // np.uint64(width) for keys in (old, new)]
-        which = np.flatnonzero((old != 0) & (blocks[0] != blocks[1]))
-        self.other_reader[granule[which]] = old[which]
-
-
 class BlockOrder:
     """The same seen from the blocks that run together."""
 
-    def __init__(self, machine: Machine, launch: LaunchOrder) -> None:
-        self.machine = machine
+    def __init__(self, chunk: Chunk, launch: LaunchOrder) -> None:
+        self.chunk = chunk
         self.launch = launch
-        width = machine.block_lanes
-        self.thread = machine.block_ids.astype(np.uint64)[machine.local_block] * np.uint64(width)
-        self.thread += (np.arange(machine.lane_count) % width + 1).astype(np.uint64)
-        self.fence_time = np.zeros(machine.lane_count, np.int64)
-        self.fence_covers = np.zeros(machine.lane_count, np.int64)  # writes before this time, of the whole block
+        width = chunk.block_lanes
+        self.thread = chunk.block_ids.astype(np.uint64)[chunk.local_block] * np.uint64(width)
+        self.thread += (np.arange(chunk.lane_count) % width + 1).astype(np.uint64)
+        self.fence_time = np.zeros(chunk.lane_count, np.int64)
+        self.fence_covers = np.zeros(chunk.lane_count, np.int64)  # writes before this time, of the whole block
 
     def _granules(self, offsets: Indices, size: int) -> list[Indices]:
         first = offsets // self.launch.granule
@@ -105,9 +76,9 @@ class BlockOrder:
         return allocation.order
 
     def _key(self, mine: Entries) -> Entries:
-        return (mine << _THREAD) | np.uint64(self.machine.clock.now)
+        return (mine << THREAD) | np.uint64(self.chunk.clock.now)
 
-    def write(self, site: Site, allocation: Allocation, offsets: Indices, lanes: Lanes, size: int) -> None:
+    def write(self, site: Site, allocation: Allocation, offsets: Indices, lanes: LaneList, size: int) -> None:
         """Check and record a store; ``offsets`` has one entry per active lane."""
         shadow = self._shadow(allocation)
         mine = compact(lanes, self.thread)
@@ -117,17 +88,17 @@ class BlockOrder:
                 before = table.take(granule)
                 bad = before != 0
                 if bad.any():
-                    bad &= (before >> _THREAD) != mine
+                    bad &= (before >> THREAD) != mine
                     self._report(site, allocation, offsets, lanes, bad, before, verb)
             shadow.writer[granule] = key
             lost = shadow.writer.take(granule) != key
             if lost.any():
-                self.machine.report(
+                self.chunk.report(
                     "global race", site, lost, lanes, f"several threads write {allocation.name} at once",
                     offsets + allocation.base,
                 )  # fmt: skip
 
-    def read(self, site: Site, allocation: Allocation, offsets: Value, lanes: Lanes, size: int) -> None:
+    def read(self, site: Site, allocation: Allocation, offsets: Value, lanes: LaneList, size: int) -> None:
         """Check and record a load of memory that this launch may write."""
         shadow = self._shadow(allocation)
         mine = compact(lanes, self.thread)
@@ -135,10 +106,10 @@ class BlockOrder:
         offsets = spread(offsets, len(mine))
         for granule in self._granules(offsets, size):
             before = shadow.writer.take(granule)
-            bad = (before != 0) & ((before >> _THREAD) != mine)
+            bad = (before != 0) & ((before >> THREAD) != mine)
             if bad.any():
                 self._report(site, allocation, offsets, lanes, bad, before, "reads {}, written")
-            shadow.read(granule, key, self.machine.block_lanes)
+            shadow.read(granule, key, self.chunk.block_lanes)
 
     def atomic(
         self, site: Site, allocation: Allocation, offsets: Indices, lanes: Lanes, size: int, turns: Indices
@@ -151,10 +122,10 @@ class BlockOrder:
         mine = compact(lanes, self.thread)
         for granule in self._granules(offsets, size):
             before = shadow.writer.take(granule)
-            bad = (before != 0) & ((before >> _THREAD) != mine)
+            bad = (before != 0) & ((before >> THREAD) != mine)
             if bad.any():
                 self._report(site, allocation, offsets, lanes, bad, before, "atomically changes {}, written")
-            shadow.writer[granule] = _ATOMIC << _THREAD
+            shadow.writer[granule] = _ATOMIC << THREAD
         self.synchronise(allocation, offsets, lanes, turns, release=True)
 
     def synchronise(
@@ -163,11 +134,11 @@ class BlockOrder:
         """An atomic, strong load (``release=False``) or strong store: the point where a hand-over happens."""
         if not self.launch.has_fence:
             return
-        machine = self.machine
-        indices = np.arange(machine.lane_count) if lanes is None else lanes.indices
+        chunk = self.chunk
+        indices = np.arange(chunk.lane_count) if lanes is None else lanes.indices
         for lane, offset in zip(indices[turns].tolist(), offsets[turns].tolist(), strict=True):
-            local = lane // machine.block_lanes
-            block = int(machine.block_ids[local])
+            local = lane // chunk.block_lanes
+            block = int(chunk.block_ids[local])
             sources = self.launch.channels.setdefault(allocation.base + offset, {})
             self._observe(block, lane, sources)
             if release:
@@ -176,15 +147,15 @@ class BlockOrder:
                     sources[block] = times
 
     def _block_slice(self, local: int) -> slice:
-        return slice(local * self.machine.block_lanes, (local + 1) * self.machine.block_lanes)
+        return slice(local * self.chunk.block_lanes, (local + 1) * self.chunk.block_lanes)
 
     def _release(self, block: int, local: int, lane: int) -> npt.NDArray[np.int64]:
         own = self._block_slice(local)
-        since = self.machine.clock.block_since[local]
+        since = self.chunk.clock.block_since[local]
         fenced = self.fence_time[own]
         seen = fenced < since  # ordered before the atomic by a barrier, of the block or of the warp
         warp = slice((lane - own.start) // WARP * WARP, (lane - own.start) // WARP * WARP + WARP)
-        seen[warp] |= fenced[warp] < self.machine.clock.warp_since[lane]
+        seen[warp] |= fenced[warp] < self.chunk.clock.warp_since[lane]
         seen[lane - own.start] = True
         seen &= fenced > 0
         covered = int(self.fence_covers[own][seen].max(initial=0))
@@ -195,27 +166,27 @@ class BlockOrder:
         return times
 
     def _observe(self, block: int, lane: int, sources: dict[int, npt.NDArray[np.int64]]) -> None:
-        position = lane % self.machine.block_lanes
+        position = lane % self.chunk.block_lanes
         pending = self.launch.pending.setdefault(block, {})
         for source, released in sources.items():
             if source == block:
                 continue
             known = pending.get(source)
             if known is None or known.released is not released:
-                lanes = np.zeros(self.machine.block_lanes, np.bool_)
-                known = pending[source] = _Acquire(released, lanes, self.machine.clock.now)
+                lanes = np.zeros(self.chunk.block_lanes, np.bool_)
+                known = pending[source] = _Acquire(released, lanes, self.chunk.clock.now)
             known.lanes[position] = True
 
     def fence(self, lanes: Lanes) -> None:
         """A device-scope fence (``__threadfence``)."""
-        machine = self.machine
-        now = machine.clock.tick()
+        chunk = self.chunk
+        now = chunk.clock.tick()
         active: Any = slice(None) if lanes is None else lanes.indices
         self.fence_time[active] = now
-        self.fence_covers[active] = machine.clock.block_since[machine.local_block[active]]
-        for local, block in enumerate(machine.block_ids.tolist()):
+        self.fence_covers[active] = chunk.clock.block_since[chunk.local_block[active]]
+        for local, block in enumerate(chunk.block_ids.tolist()):
             own = self._block_slice(local)
-            fencing = np.ones(machine.block_lanes, np.bool_) if lanes is None else lanes.active[own]
+            fencing = np.ones(chunk.block_lanes, np.bool_) if lanes is None else lanes.active[own]
             for source, atomic in self.launch.pending.get(block, {}).items():
                 knowing = fencing & self._informed(local, atomic)
                 if knowing.any():
@@ -229,21 +200,21 @@ class BlockOrder:
             history.append(new)
 
     def _report(
-        self, site: Site, allocation: Allocation, offsets: Indices, lanes: Lanes, bad: Any, before: Any, verb: str
+        self, site: Site, allocation: Allocation, offsets: Indices, lanes: LaneList, bad: Any, before: Any, verb: str
     ) -> None:
         """Drop the pairs that are ordered after all; report the rest."""
-        machine, width = self.machine, self.machine.block_lanes
+        chunk, width = self.chunk, self.chunk.block_lanes
         where = np.flatnonzero(bad)
-        mine = spread(compact(lanes, np.arange(machine.lane_count)), len(bad))[where]
-        writer, time = before[where] >> _THREAD, (before[where] & np.uint64(0xFFFFFFFF)).astype(np.int64)
+        mine = spread(compact(lanes, np.arange(chunk.lane_count)), len(bad))[where]
+        writer, time = before[where] >> THREAD, (before[where] & np.uint64(0xFFFFFFFF)).astype(np.int64)
         atomic = writer == _ATOMIC
         writer = np.where(atomic, 0, writer.astype(np.int64) - 1)
         blocks = writer // width
         local = mine // width
-        same_block = blocks == machine.block_ids[local]
+        same_block = blocks == chunk.block_ids[local]
         same_warp = same_block & (writer % width // 32 == mine % width // 32)
-        ordered = atomic | (same_block & (time < machine.clock.block_since[local]))
-        ordered |= same_warp & (time < machine.clock.warp_since[mine])
+        ordered = atomic | (same_block & (time < chunk.clock.block_since[local]))
+        ordered |= same_warp & (time < chunk.clock.warp_since[mine])
         foreign = np.flatnonzero(~ordered & ~same_block)
         ordered[foreign] = self._handed_over(blocks[foreign], writer[foreign] % width, time[foreign], mine[foreign])
         bad = np.zeros(len(bad), np.bool_)
@@ -253,28 +224,28 @@ class BlockOrder:
         first = int(np.argmax(~ordered))
         who = "another thread of its block" if same_block[first] else f"block {int(blocks[first])} (linear index)"
         hint = "no barrier between" if same_block[first] else "no fence + atomic hands it over"
-        machine.report(
+        chunk.report(
             "global race", site, bad, lanes, f"{verb.format(allocation.name)} by {who}, {hint}",
             offsets + allocation.base,
         )  # fmt: skip
 
     def _handed_over(self, blocks: Indices, writers: Indices, times: Indices, lanes: Indices) -> npt.NDArray[np.bool_]:
         """For each access: has what lane ``writers`` of another block wrote at ``times`` been handed to ``lanes``?"""
-        local, position = np.divmod(lanes, self.machine.block_lanes)
+        local, position = np.divmod(lanes, self.chunk.block_lanes)
         ordered = np.zeros(len(lanes), np.bool_)
-        pairs = blocks * self.machine.block_count + local
+        pairs = blocks * self.chunk.block_count + local
         for pair in np.unique(pairs).tolist():
-            other, mine = divmod(pair, self.machine.block_count)
+            other, mine = divmod(pair, self.chunk.block_count)
             rows = np.flatnonzero(pairs == pair)
-            for news in self.launch.acquired.get(int(self.machine.block_ids[mine]), {}).get(other, []):
+            for news in self.launch.acquired.get(int(self.chunk.block_ids[mine]), {}).get(other, []):
                 informed = self._informed(mine, news)[position[rows]]
                 ordered[rows] |= informed & (times[rows] < news.released[writers[rows]])
         return ordered
 
     def _informed(self, local: int, news: _Acquire) -> npt.NDArray[np.bool_]:
         """The lanes of a block that know: those that learnt it, and those that a barrier has ordered after them."""
-        clock, own = self.machine.clock, self._block_slice(local)
+        clock, own = self.chunk.clock, self._block_slice(local)
         if clock.block_since[local] > news.time:
-            return np.ones(self.machine.block_lanes, np.bool_)
+            return np.ones(self.chunk.block_lanes, np.bool_)
         warps = np.repeat(news.lanes.reshape(-1, WARP).any(axis=1), WARP)
         return np.asarray(news.lanes | (warps & (clock.warp_since[own] > news.time)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from bisect import bisect_left
 from functools import lru_cache
+from math import prod
 
 from .errors import PtxSyntaxError
 from .ir import (
@@ -23,6 +24,7 @@ from .ir import (
     SourceLine,
     Special,
     Symbol,
+    TensorAddress,
     Variable,
     Vector,
 )
@@ -141,11 +143,10 @@ class _Parser:
         if not match:
             raise self.error("kernel without a name")
         kernel = Kernel(match[1], [_parameter(p) for p in _split(match[2] or "")])
-        bound = re.search(r"\.(?:maxntid|reqntid)\s+([\d, ]+)", head)
-        if bound:
-            kernel.max_threads = 1
-            for size in bound[1].split(","):
-                kernel.max_threads *= int(size)
+        if bound := re.search(r"\.(?:maxntid|reqntid)\s+([\d, ]+)", head):
+            kernel.max_threads = prod(int(size) for size in bound[1].split(","))
+        if cluster := re.search(r"\.reqnctapercluster\s+([\d, ]+)", head):
+            kernel.cluster_blocks = prod(int(size) for size in cluster[1].split(","))
         kernel.variables.update({v.name: Variable(**vars(v)) for v in self.variables.values()})
         _Body(self, kernel).parse()
         kernel.place_variables()
@@ -159,6 +160,7 @@ class _Body:
         self.parser = parser
         self.kernel = kernel
         self.scopes: list[dict[str, str]] = [{}]
+        self.starts: list[int] = []  # of the inner scopes: how long the body was
         self.families: dict[str, str] = {}  # `%r<20>` declares %r0..%r19
         self.source: tuple[SourceLine, ...] = ()
         self.callers: dict[tuple[str, ...], tuple[str, ...]] = {}
@@ -172,10 +174,13 @@ class _Body:
             character = parser.text[parser.position]
             if character == "{":  # at the start of a statement: a scope, not a vector
                 self.scopes.append({})
+                self.starts.append(len(self.kernel.body))
                 parser.position += 1
                 self.known.clear()
             elif character == "}":
                 self.scopes.pop()
+                if self.starts:
+                    self.rename_labels(self.starts.pop())
                 parser.position += 1
                 self.known.clear()
             elif match := parser.skip(_LOC):
@@ -214,6 +219,17 @@ class _Body:
             self.kernel.branch_targets[name] = [t.strip() for t in targets.split(",")]
         else:
             self.kernel.body.append(name)
+
+    def rename_labels(self, start: int) -> None:
+        """A label belongs to its scope: inline asm that is used twice has it twice."""
+        body = self.kernel.body
+        names = {name: f"{name}@{start}" for name in body[start:] if isinstance(name, str) and "@" not in name}
+        for i in range(start, len(body) if names else start):
+            item = body[i]
+            if isinstance(item, str):
+                body[i] = names.get(item, item)
+            elif item.opcode == "bra" and isinstance(target := item.operands[-1], Symbol) and target.name in names:
+                item.operands = (*item.operands[:-1], Symbol(names[target.name]))
 
     def statement(self, text: str, line: int) -> None:
         if not text or text.startswith(_IGNORED_STATEMENTS):
@@ -300,7 +316,13 @@ class _Body:
             return Immediate(parse_integer(text))
         return self.register(text) or (Special(text[1:]) if text.startswith("%") else Symbol(text))
 
-    def address(self, text: str) -> Address:
+    def address(self, text: str) -> Address | TensorAddress:
+        if "," in text:
+            first, rest = (part.strip() for part in text.split(",", 1))
+            where, vector = self.address(first), self.operand(rest)
+            if not isinstance(where, Address) or not isinstance(vector, Vector):
+                raise PtxSyntaxError(f"address [{text}]")
+            return TensorAddress(where, vector)
         match = _ADDRESS.match(text)
         if not match:
             raise PtxSyntaxError(f"address [{text}]")

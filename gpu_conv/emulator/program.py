@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from functools import lru_cache
 from types import CodeType
 from typing import Any
@@ -12,61 +11,50 @@ import numpy as np
 
 from . import numeric
 from .cfg import Block, build_blocks, definitions_and_uses
+from .codegen_async import HANDLERS as ASYNC
+from .codegen_async import phase_test
 from .codegen_base import NAMED_DTYPES, Handler, Modifiers, Writer, storage_type
 from .codegen_float import handlers as float_handlers
 from .codegen_integer import HANDLERS as INTEGER
 from .codegen_integer import INTEGER_HANDLERS
 from .codegen_memory import HANDLERS as MEMORY
 from .codegen_warp import HANDLERS as WARP
+from .codegen_wgmma import HANDLERS as WGMMA
+from .codegen_wgmma import check_registers
 from .counters import instruction_class
+from .errors import UnsupportedPtx
 from .ir import TYPE_SIZES, Immediate, Instruction, Kernel, Register
 from .parser import parse
+from .site import Barrier, PhaseTest
+from .translation import Translation
 
-_HANDLERS: dict[str, Handler] = {**INTEGER, **float_handlers(INTEGER_HANDLERS), **MEMORY, **WARP}
-
-
-@dataclass(frozen=True, eq=False)
-class Site:
-    """A place in the program that touches memory: what findings and counters refer to."""
-
-    index: int
-    instruction: Instruction
-    kind: str
+_HANDLERS: dict[str, Handler] = {**INTEGER, **float_handlers(INTEGER_HANDLERS), **MEMORY, **WARP, **ASYNC, **WGMMA}
 
 
-@dataclass(frozen=True)
-class Barrier:
-    """What a block barrier needs besides waiting: the reduction of ``bar.red`` and the register for its result."""
-
-    number: int
-    aligned: bool
-    reduction: str | None = None
-    target: int = -1
-
-
-class Program:
+class Program(Translation):
     """One kernel, ready to run.
 
     Attributes:
         blocks: its basic blocks; ``functions``: ``f(registers, lanes, machine)`` for each, which returns the value
             that the end of the block depends on (branch predicate, switch index, barrier operand).
-        register_types: storage dtype of each register; ``numbers``: its place in the register file.
         has_fence: does it have a fence that another block could see?
         orders_warps: does anything order the shared-memory accesses within a warp, but not those of the block?
+        asynchronous: does it use mbarriers or the asynchronous proxy, which barriers of the block don't order?
         shared_granule, global_granule: narrowest access to shared memory and narrowest write to global memory, bytes.
     """
 
     def __init__(self, kernel: Kernel) -> None:
-        self.kernel = kernel
+        if kernel.cluster_blocks > 1:
+            raise UnsupportedPtx(f"{kernel.name} runs in clusters of {kernel.cluster_blocks} blocks: not implemented")
         self.blocks = build_blocks(kernel)
-        self.register_types = {name: storage_type(kind) for name, kind in kernel.registers.items()}
-        self.numbers = {name: i for i, name in enumerate(kernel.registers)}
-        self.sites: list[Site] = []
+        types = {name: storage_type(kind) for name, kind in kernel.registers.items()}
+        super().__init__(kernel, self.blocks, types, {**vars(numeric), **NAMED_DTYPES, "np": np})
         self.barriers: dict[int, Barrier] = {}
-        self.namespace: dict[str, Any] = {**vars(numeric), **NAMED_DTYPES, "np": np}
+        self.phase_tests: dict[int, PhaseTest] = {}
         instructions = [i for block in self.blocks for i in block.instructions]
         self.has_fence = any(i.opcode in ("membar", "fence") or _orders(i) for i in instructions)
         self.orders_warps = any(i.opcode == "ldmatrix" or i.name.startswith("bar.warp") for i in instructions)
+        self.asynchronous = any(i.opcode in ("mbarrier", "wgmma") or "bulk" in i.modifiers for i in instructions)
         self.shared_granule = min([16, *(n for i in instructions for n in _shared_sizes(i))])
         self.global_granule = min([16, *(n for i in instructions for n in _global_write_sizes(i))])
         self.classes = [[(instruction_class(i), i.name) for i in block.instructions] for block in self.blocks]
@@ -76,17 +64,6 @@ class Program:
         number = self.numbers
         self.live_in = [frozenset(number[r] for r in b.live_in) for b in self.blocks]
         self.touched = [frozenset(number[r] for r in b.defined | b.live_in) for b in self.blocks]
-
-    def add_site(self, instruction: Instruction, kind: str) -> str:
-        site = Site(len(self.sites), instruction, kind)
-        self.sites.append(site)
-        name = f"site_{site.index}"
-        self.namespace[name] = site
-        return name
-
-    def has_symbol(self, name: str) -> bool:
-        """Is it a variable or a parameter?"""
-        return name in self.kernel.variables or any(p.name == name for p in self.kernel.parameters)
 
     def fresh_registers(self) -> list[Any]:
         return [dtype(0) for dtype in self.register_types.values()]
@@ -101,6 +78,8 @@ class Program:
         result = "None"
         for instruction, dead in zip(block.instructions, _last_uses(block), strict=True):
             writer.instruction = instruction
+            if touched := self.hazards.touched.get(id(instruction)):
+                check_registers(writer, instruction, touched)
             if instruction is block.terminator:
                 result = self._terminate(writer, block, instruction)
                 break
@@ -113,19 +92,23 @@ class Program:
             for register in sorted(dead):
                 writer.emit(f"{name(register)} = None")
         for register in sorted(block.defined & block.live_out):
-            if number[register] != self._barrier_target(block):
+            if number[register] != self._outside_target(block):
                 writer.emit(f"registers[{number[register]}] = {name(register)}")
         writer.emit(f"return {result}")
         return f"def block_{block.index}(registers, lanes, m):\n    " + "\n    ".join(writer.lines)
 
-    def _barrier_target(self, block: Block) -> int:
-        barrier = self.barriers.get(block.index)
-        return barrier.target if barrier else -1
+    def _outside_target(self, block: Block) -> int:
+        """The register that the scheduler sets when the threads go on."""
+        waiting = self.barriers.get(block.index) or self.phase_tests.get(block.index)
+        return waiting.target if waiting else -1
 
     def _terminate(self, writer: Writer, block: Block, instruction: Instruction) -> str:
         """The expression that the scheduler needs to continue."""
         if block.end == "barrier":
             return self._barrier(writer, block, instruction)
+        if block.end == "phase":
+            self.phase_tests[block.index], operands = phase_test(writer, instruction)
+            return operands
         if block.end == "switch":
             return writer.read(instruction.operands[0], numeric.u32)
         if block.end == "trap" and instruction.guard:
@@ -195,14 +178,18 @@ def _spaces(instruction: Instruction) -> set[str]:
 
 
 def _shared_sizes(instruction: Instruction) -> list[int]:
+    if instruction.opcode == "mbarrier":
+        return [8]
     if instruction.opcode in ("ld", "st", "atom", "red") and _spaces(instruction) & {"shared", "generic"}:
         return [_access_size(instruction)]
     if instruction.opcode == "cp" and len(instruction.operands) > 2 and isinstance(instruction.operands[2], Immediate):
-        return [instruction.operands[2].value]
+        return [] if "bulk" in instruction.modifiers else [instruction.operands[2].value]
     return []
 
 
 def _global_write_sizes(instruction: Instruction) -> list[int]:
+    if "bulk_group" in instruction.modifiers:
+        return [1]  # rows of a box may begin at any element
     if instruction.opcode in ("st", "atom", "red") and _spaces(instruction) & {"global", "generic"}:
         return [_access_size(instruction)]
     return []

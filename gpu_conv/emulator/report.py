@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
+from .counters import Counters
 from .ir import Instruction, SourceLine
-
-if TYPE_CHECKING:
-    from .counters import Counters
 
 Coordinates = tuple[int, int, int]
 
@@ -100,6 +97,14 @@ class Report:
             more = f"\n    and {len(others)} more instructions of that line, {lanes} lanes" if others else ""
             rows.append(f"{first}{more}")
         return rows
+
+
+class EmulationError(RuntimeError):
+    """The kernel did something wrong. ``report`` holds every finding and the counters."""
+
+    def __init__(self, message: str, report: Report | None = None) -> None:
+        super().__init__(message)
+        self.report = report
 
 
 class Recorder:

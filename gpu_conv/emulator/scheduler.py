@@ -13,18 +13,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .cfg import Block
+from .cfg import WARPGROUP, Block
 from .errors import Stopped
 from .ir import Immediate, Register
 from .lanes import EMPTY, WARP, Active, Empty, Indices, Lanes, Value, intersect, lanes_where, per_warp, spread, union
 from .machine import Machine
 from .numeric import select
-from .program import Barrier, Site
+from .phases import PhaseWaits
+from .site import Barrier, Site
 
 MAX_STEPS = 2_000_000
 FAIRNESS = 256  # steps after which the group that has waited longest runs, so that spinning threads stop no others
 # These need all 32 lanes of the warp, not just those that are still running.
-_ALIGNED = frozenset(("mma", "ldmatrix"))
+_ALIGNED = frozenset(("mma", "ldmatrix", "wgmma", "setmaxnreg"))
 
 Bools = npt.NDArray[np.bool_]
 
@@ -45,7 +46,7 @@ class Scheduler:
     Attributes:
         pending: basic block -> lanes that are about to execute it.
         parked: basic block -> lanes that wait there for the rest of their member mask.
-        waiting: lanes at barriers.
+        waiting: lanes at barriers; ``phases``: lanes that wait for mbarriers.
         live: lanes that have not exited; ``None``: all.
     """
 
@@ -56,18 +57,25 @@ class Scheduler:
         self.pending: dict[int, Lanes] = {0: machine.existing}
         self.parked: dict[int, Lanes] = {}
         self.waiting: list[_Arrival] = []
+        self.phases = PhaseWaits(machine, self.registers, self._add)
         existing = machine.existing
         self.live: Bools | None = None if existing is None else existing.active
-        self.steps = 0
+        self.steps = self.events = 0
+        self._groups: dict[int, Indices] = {}
 
     def run(self) -> None:
         random = self.machine.random
-        while self.pending or self.waiting or self.parked:
+        while self.pending or self.waiting or self.parked or self.phases.asleep:
             eager = self._fair_turn() if random is None else random.integers(2)
+            if random is not None and not random.integers(4):
+                self.machine.bulk.land()
+            if self.phases.asleep:
+                self.phases.wake()
             if not self.pending or (self.waiting and eager):
                 self._release()
             if self.pending:
                 self._run_group()
+        self.machine.bulk.finish()
         if self.machine.copies.queue:
             self.machine.launch.recorder.notes["cp.async copies were still in flight when their threads exited"] = None
 
@@ -127,9 +135,10 @@ class Scheduler:
         launch.block_threads[index] += machine.active(lanes)
         launch.block_warps[index] += machine.warps(lanes)
         saved: dict[int, Value] = {}
-        if lanes is not None and (self.pending or self.parked or self.waiting):
+        asleep = self.phases.asleep
+        if lanes is not None and (self.pending or self.parked or self.waiting or asleep):
             live_in, touched = self.program.live_in, self.program.touched[index]
-            others = (*self.pending, *self.parked, *(a.block for a in self.waiting))
+            others = (*self.pending, *self.parked, *(a.block for a in self.waiting), *(s.block for s in asleep))
             needed = frozenset().union(*(live_in[o] for o in others if o < len(live_in))) & touched
             saved = {number: self.registers[number] for number in needed}
         result = self.program.functions[index](self.registers, lanes, machine)
@@ -169,6 +178,9 @@ class Scheduler:
             case "barrier":
                 self.waiting.append(_Arrival(following, lanes, result, self.program.barriers[block.index]))
                 return None
+            case "phase":
+                going = self.phases.test(following, lanes, self.program.phase_tests[block.index], *result)
+                return None if isinstance(going, Empty) else (following, going)
         self._report_lanes("trap", "executes trap", block.index, lanes)
         raise Stopped("trap")
 
@@ -197,6 +209,7 @@ class Scheduler:
         return None
 
     def _exit(self, lanes: Lanes) -> None:
+        self.events += 1
         if lanes is None:
             self.live = np.zeros(self.machine.lane_count, np.bool_)
         else:
@@ -210,15 +223,15 @@ class Scheduler:
         if index in self.parked:
             lanes = union(self.parked.pop(index), lanes)
         instruction = block.instructions[0]
-        if lanes is None and block.whole_warps:
+        if lanes is None and block.together == WARP:
             return None
         active = np.ones(self.machine.lane_count, np.bool_) if lanes is None else lanes.active
         live = np.ones(len(active), np.bool_) if self.live is None else self.live
-        if block.whole_warps:
+        if block.together:
+            group = self._neighbours(block.together)
             if instruction.opcode in _ALIGNED:
-                self._check_exited(block, active, live)
-            missing = (live & ~active).reshape(-1, WARP).any(axis=1)
-            ready = active & ~np.repeat(missing, WARP)
+                self._check_exited(block, active, live, group)
+            ready = active & ~np.bincount(group, live & ~active).astype(np.bool_)[group]
         else:
             ready = self._members_present(block, active, live)
         rest = lanes_where(active & ~ready)
@@ -247,11 +260,22 @@ class Scheduler:
         ready: Bools = active & ~missing.ravel()
         return ready
 
-    def _check_exited(self, block: Block, active: Bools, live: Bools) -> None:
-        gone = np.repeat((~live).reshape(-1, WARP).any(axis=1), WARP) & active
+    def _neighbours(self, count: int) -> Indices:
+        """Per lane its warp or warpgroup."""
+        if count not in self._groups:
+            width = self.machine.block_lanes
+            lane = np.arange(self.machine.lane_count)
+            self._groups[count] = lane // width * -(-width // count) + lane % width // count
+        return self._groups[count]
+
+    def _check_exited(self, block: Block, active: Bools, live: Bools, group: Indices) -> None:
+        gone = (np.bincount(group, live) < block.together)[group] & active
         if gone.any():
-            text = "some lanes of the warp don't exist or have exited"
-            self._report_lanes("incomplete warp", text, block.index, lanes_where(gone))
+            what = "warpgroup" if block.together == WARPGROUP else "warp"
+            text = f"some lanes of the {what} don't exist or have exited"
+            self._report_lanes(f"incomplete {what}", text, block.index, lanes_where(gone))
+            if block.together == WARPGROUP:
+                raise Stopped("incomplete warpgroup")
 
     # ---- barriers
 
@@ -268,7 +292,7 @@ class Scheduler:
         lowest = np.where(numbers == -1, np.iinfo(np.int64).max, numbers).min(axis=1)
         blocks = np.flatnonzero((highest > 0) & (highest == lowest))
         if not blocks.size:
-            if self.pending:
+            if self.pending or machine.bulk.land() or self.phases.time_out(self.events + machine.mbarriers.version):
                 return
             self._deadlock(live, arrived)
         self._check_divergence(blocks)
@@ -284,7 +308,8 @@ class Scheduler:
                 arrival.lanes = staying
                 waiting.append(arrival)
         self.waiting = waiting
-        machine.clock.barrier(blocks)
+        machine.block_barrier(blocks)
+        self.events += 1
 
     def _check_divergence(self, blocks: Indices) -> None:
         """``bar.sync`` wants all threads of a warp at the same instruction."""
@@ -328,6 +353,7 @@ class Scheduler:
             self.registers[target] = value if old is None or mask.all() else select(mask, value, old)
 
     def _deadlock(self, live: Bools, arrived: npt.NDArray[np.int64]) -> None:
+        self.phases.report()
         for index, lanes in self.parked.items():
             text = "waits for lanes of its member mask that never arrive"
             self._report_lanes("incomplete warp", text, index, lanes)

@@ -21,8 +21,8 @@ from .lanes import Indices, LaneList, Lanes, Value, compact, lane_indices, sprea
 from .memory import shift
 
 if TYPE_CHECKING:
-    from .machine import Machine
-    from .program import Site
+    from .chunk import Chunk
+    from .site import Site
 
 Keys = npt.NDArray[np.uint32]
 
@@ -37,8 +37,8 @@ _ONE = np.uint32(1)
 class Shadow:
     """The shadow of the shared memory of all blocks of a chunk, side by side."""
 
-    def __init__(self, machine: Machine, size: int, granule: int, *, warp_barriers: bool) -> None:
-        self.machine = machine
+    def __init__(self, chunk: Chunk, size: int, granule: int, *, warp_barriers: bool) -> None:
+        self.chunk = chunk
         self.granule = granule
         self.warp_barriers = warp_barriers  # or collective reads, which order the lanes of a warp too
         count = size // granule
@@ -46,7 +46,7 @@ class Shadow:
         self.reader = np.zeros(count, np.uint32)
         self.warp_readers = np.zeros(count, np.uint32)  # time of another reader in the warp of `reader`
         self.other_warps = np.zeros(count, np.uint32)  # time of a reader in another warp
-        self.thread = (np.arange(machine.lane_count) % machine.block_lanes).astype(np.uint32)
+        self.thread = (np.arange(chunk.lane_count) % chunk.block_lanes).astype(np.uint32)
         self._key_time = self._since_version = -1
         self._keys: Keys = self.thread
         self._since: Value = np.uint32(0)
@@ -54,7 +54,7 @@ class Shadow:
     @property
     def keys(self) -> Keys:
         """The key of an access by each lane now."""
-        now = self.machine.clock.now
+        now = self.chunk.clock.now
         if now != self._key_time:
             self._keys, self._key_time = self.thread | (np.uint32(now) << TIME), now
         return self._keys
@@ -62,11 +62,11 @@ class Shadow:
     @property
     def since(self) -> Value:
         """Keys from here on were made after the last barrier of the lane's block."""
-        clock = self.machine.clock
+        clock = self.chunk.clock
         if clock.version != self._since_version:
             per_block = clock.block_since.astype(np.uint32) << TIME
             uniform = bool((per_block == per_block[0]).all())
-            self._since = per_block[0] if uniform else per_block[self.machine.local_block]
+            self._since = per_block[0] if uniform else per_block[self.chunk.local_block]
             self._since_version = clock.version
         return self._since
 
@@ -93,18 +93,18 @@ class Shadow:
         suspect = (writer - _ONE) >= (since - _ONE)  # recent, in flight, or never written (0 wraps)
         if suspect.any():
             for part in range(parts):
-                one, other = _column(part, suspect), _column(part, writer)
-                self._judge_read(site, one, other, flat, lanes)
+                one, other = column(part, suspect), column(part, writer)
+                self._judge_read(site, one, rows * parts + part, other, flat, lanes)
         reader = self._take(self.reader, rows, parts)
         suspect = (reader >= since) & (reader != key)
         if suspect.any():
             if self.warp_barriers:
                 for part in range(parts):
-                    self._remember(rows * parts + part, _column(part, suspect), _column(part, reader), flat)
+                    self._remember(rows * parts + part, column(part, suspect), column(part, reader), flat)
             else:  # nothing orders the threads of a warp, so they are like any others
                 others = (suspect & (((reader ^ key) & THREAD) != 0)).reshape(-1, parts)
-                access, column = np.nonzero(others)
-                self.other_warps[rows[access] * parts + column] = self.machine.clock.now
+                access, which = np.nonzero(others)
+                self.other_warps[rows[access] * parts + which] = self.chunk.clock.now
         self.reader.reshape(-1, parts)[rows] = flat[:, None]
         winner = self.reader.take(rows * parts)
         lost = winner != flat
@@ -114,7 +114,7 @@ class Shadow:
             for part in range(parts):
                 self._remember(rows * parts + part, lost, winner, flat)
         else:  # several lanes read these rows at once; which ones makes no difference
-            self.other_warps.reshape(-1, parts)[rows[lost]] = self.machine.clock.now
+            self.other_warps.reshape(-1, parts)[rows[lost]] = self.chunk.clock.now
 
     def read_collectively(self, site: Site, granule: Indices, lane: Indices) -> None:
         """``ldmatrix``: ``lane`` (of the chunk) receives what is in ``granule``."""
@@ -122,7 +122,7 @@ class Shadow:
         writer = self.writer.take(granule)
         suspect = (writer - _ONE) >= (since - _ONE)
         if suspect.any():
-            self._judge_read(site, suspect, writer, key, lane)
+            self._judge_read(site, suspect, granule, writer, key, lane)
         key = key | ATOMIC
         reader = self.reader.take(granule)
         suspect = (reader >= since) & (reader != key)
@@ -136,9 +136,9 @@ class Shadow:
 
     def read_by_all(self, site: Site, first: Indices, size: int) -> bool:
         """All lanes of every block read one address, ``first`` per block. False: the caller must look closer."""
-        width = self.machine.block_lanes
+        width = self.chunk.block_lanes
         since = self.since if np.ndim(self.since) == 0 else self.since[::width]
-        now = np.uint32(self.machine.clock.now)
+        now = np.uint32(self.chunk.clock.now)
         parts = [first + part for part in range(size // self.granule)]
         if any(((self.writer.take(g) - _ONE) >= (since - _ONE)).any() for g in parts):
             return False
@@ -157,20 +157,20 @@ class Shadow:
         suspect = (writer >= since) & (writer != stored)
         if suspect.any():
             for part in range(parts):
-                one, other = _column(part, suspect), _column(part, writer)
-                self._judge_write(site, one, other, flat, lanes, atomic=mark == ATOMIC)
+                one, other = column(part, suspect), column(part, writer)
+                self._judge_write(site, one, rows * parts + part, other, flat, lanes, atomic=mark == ATOMIC)
         reader = self._take(self.reader, rows, parts)
         suspect = reader >= since
         if suspect.any():
             for part in range(parts):
-                one, other = _column(part, suspect), _column(part, reader)
+                one, other = column(part, suspect), column(part, reader)
                 self._judge_write_after_read(site, one, rows * parts + part, other, flat, lanes)
         self.writer.reshape(-1, parts)[rows] = stored.reshape(-1, 1)
         if mark != ATOMIC:
             lost = self.writer.take(rows * parts) != stored.ravel()
             if lost.any():
                 message = "several threads write the same location in one instruction"
-                self.machine.report("shared race", site, lost, lanes, message)
+                self.chunk.report("shared race", site, lost, lanes, message)
 
     def land(self, index: Indices, keys: Keys, size: int) -> None:
         """Copies have arrived; from now on they are writes by their thread."""
@@ -188,9 +188,9 @@ class Shadow:
 
     def _warp_since(self, lanes: LaneList, which: Indices) -> Keys:
         chosen = which if lanes is None else lane_indices(lanes)[which]
-        return self.machine.clock.warp_since[chosen].astype(np.uint32)
+        return self.chunk.clock.warp_since[chosen].astype(np.uint32)
 
-    def _judge_read(self, site: Site, suspect: Any, writer: Keys, key: Keys, lanes: LaneList) -> None:
+    def _judge_read(self, site: Site, suspect: Any, granule: Indices, writer: Keys, key: Keys, lanes: LaneList) -> None:
         self._report(site, suspect & (writer == 0), "uninitialised read", "shared memory never written", lanes)
         flying = suspect & (writer >= IN_FLIGHT)
         self._report(site, flying, "copy not waited for", "reads the target of a cp.async in flight", lanes)
@@ -198,7 +198,9 @@ class Shadow:
         bad = self._unordered(suspect, writer, key, lanes)
         self._report(site, bad, "shared race", "reads what {} wrote, no barrier between", lanes, writer)
 
-    def _judge_write(self, site: Site, suspect: Any, writer: Keys, key: Keys, lanes: LaneList, atomic: bool) -> None:
+    def _judge_write(
+        self, site: Site, suspect: Any, granule: Indices, writer: Keys, key: Keys, lanes: LaneList, atomic: bool
+    ) -> None:
         flying = suspect & (writer >= IN_FLIGHT)
         self._report(site, flying, "copy not waited for", "overwrites the target of a cp.async in flight", lanes)
         suspect = suspect & ~flying
@@ -214,7 +216,7 @@ class Shadow:
         rest = np.flatnonzero(suspect & ~bad)
         if rest.size:
             chosen = rest if lanes is None else lane_indices(lanes)[rest]
-            barrier = spread(self.since, self.machine.lane_count)[chosen] >> TIME
+            barrier = spread(self.since, self.chunk.lane_count)[chosen] >> TIME
             bad[rest] = self.other_warps[granule[rest]] >= barrier
             mine = (((reader[rest] ^ key[rest]) & THREAD) == 0) | ((reader[rest] & ATOMIC) != 0)
             times = self.warp_readers[granule[rest]]
@@ -240,11 +242,11 @@ class Shadow:
         if not bad.any():
             return
         if other is not None:
-            thread = self.machine.thread_index(int(other[int(np.argmax(bad))] & THREAD))
+            thread = self.chunk.thread_index(int(other[int(np.argmax(bad))] & THREAD))
             message = message.format(f"thread {thread}")
-        self.machine.report(kind, site, bad, lanes, message)
+        self.chunk.report(kind, site, bad, lanes, message)
 
 
-def _column(part: int, table: npt.NDArray[Any]) -> npt.NDArray[Any]:
+def column(part: int, table: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """One granule of every access."""
     return table if table.ndim == 1 else table[:, part]

@@ -6,15 +6,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .async_shadow import AsyncShadow
 from .counters import count_wavefronts
 from .lanes import Active, Empty, Indices, LaneList, Lanes, Value, compact, expand, spread
 from .memory import make_aligned, shift
 from .shadow import ATOMIC, Shadow
 
 if TYPE_CHECKING:
+    from .chunk import Chunk
     from .ir import Kernel
-    from .machine import Machine
-    from .program import Site
+    from .knowledge import Knowledge
+    from .site import Site
 
 BASE = 1024  # the first address, so that a null pointer is out of bounds
 
@@ -25,21 +27,29 @@ class SharedMemory:
     Attributes:
         size: bytes that a block uses on a GPU; ``stride``: distance of the rows, with the guards between variables.
         extents: name, first and last-plus-one address of each variable, ascending.
+        shadow: the race check, if it is on; ``asynchronous``: the same one in a kernel that needs that kind.
         row: per lane (or uniform if there is one block), what turns an address into an index of ``bytes``.
     """
 
-    def __init__(self, machine: Machine, kernel: Kernel, dynamic: int, granule: int, *, races: bool) -> None:
-        self.machine = machine
+    def __init__(
+        self, chunk: Chunk, kernel: Kernel, dynamic: int, granule: int, knowledge: Knowledge | None, *,
+        warp_barriers: bool,
+    ) -> None:  # fmt: skip
+        self.chunk = chunk
         self.size = kernel.shared_bytes(dynamic)
         self.extents = [(name, BASE + start, BASE + end) for name, start, end in kernel.shared_extents(dynamic)]
         self.stride = max(1, -(-(self.extents[-1][2] - BASE) // 128)) * 128
-        self.bytes = make_aligned(machine.block_count * self.stride)
+        self.bytes = make_aligned(chunk.block_count * self.stride)
         self.bytes[:] = 0xFF
         self.words = {n: self.bytes.view(t) for n, t in ((1, "u1"), (2, "u2"), (4, "u4"), (8, "u8"))}
-        self.block_row = np.arange(machine.block_count) * self.stride - BASE
-        self.row: Value = self.block_row[machine.local_block] if machine.block_count > 1 else self.block_row[0]
-        ordered = machine.launch.program.orders_warps
-        self.shadow = Shadow(machine, len(self.bytes), granule, warp_barriers=ordered) if races else None
+        self.block_row = np.arange(chunk.block_count) * self.stride - BASE
+        self.row: Value = self.block_row[chunk.local_block] if chunk.block_count > 1 else self.block_row[0]
+        self.asynchronous: AsyncShadow | None = None
+        self.shadow: Shadow | None = None
+        if knowledge:
+            self.shadow = self.asynchronous = AsyncShadow(chunk, len(self.bytes), granule, knowledge)
+        elif chunk.checking:
+            self.shadow = Shadow(chunk, len(self.bytes), granule, warp_barriers=warp_barriers)
 
     def locate(
         self, site: Site, address: Value, lanes: Lanes, immediate: int, size: int, *, write: bool
@@ -51,7 +61,7 @@ class SharedMemory:
         address = self.check(site, compact(lanes, address).astype(np.int64) + immediate, lanes, size, write=write)
         if np.ndim(address) == 0 and lanes is None:
             return address, None
-        count = self.machine.lane_count if lanes is None else lanes.count
+        count = self.chunk.lane_count if lanes is None else lanes.count
         return address, spread(address, count) + compact(lanes, self.row)
 
     def check(self, site: Site, address: Value, lanes: LaneList, size: int, *, write: bool) -> Value:
@@ -77,18 +87,23 @@ class SharedMemory:
 
         for kind, bad in (("out of bounds", outside), ("misaligned", crooked & ~outside)):
             if np.any(bad):
-                self.machine.report(kind, site, bad, lanes, message, address)
+                self.chunk.report(kind, site, bad, lanes, message, address)
         return np.where(outside | crooked, self.extents[0][1], address)[()]
+
+    def describe(self, address: int) -> str:
+        """Variable and offset of an address."""
+        name, low, _ = self._extent(address)
+        return f"{name} + {address - low}"
 
     def _extent(self, address: int) -> tuple[str, int, int]:
         """The variable at an address, or the next one below."""
         return next((extent for extent in reversed(self.extents) if address >= extent[1]), self.extents[0])
 
     def count(self, site: Site, address: Value, lanes: Lanes, size: int) -> None:
-        if not self.machine.counting:
+        if not self.chunk.counting:
             return
-        counter = self.machine.access(site)
-        requests, active = self.machine.warps(lanes), self.machine.active(lanes)
+        counter = self.chunk.access(site)
+        requests, active = self.chunk.warps(lanes), self.chunk.active(lanes)
         wavefronts, ideal = count_wavefronts(address, size, lanes, requests)
         counter.requests += requests
         counter.lanes += active
@@ -115,11 +130,11 @@ class SharedMemory:
     def _load_uniform(self, site: Site, address: int, element: int, count: int) -> list[Value]:
         first = address + self.block_row
         if self.shadow and not self.shadow.read_by_all(site, self.shadow.granules(first), element * count):
-            self.shadow.read(site, np.repeat(first, self.machine.block_lanes), None, element * count)
+            self.shadow.read(site, np.repeat(first, self.chunk.block_lanes), None, element * count)
         words = [self.words[element].take(first // element + i) for i in range(count)]
-        if self.machine.block_count == 1:
+        if self.chunk.block_count == 1:
             return [w[0] for w in words]
-        return [np.repeat(w, self.machine.block_lanes) for w in words]
+        return [np.repeat(w, self.chunk.block_lanes) for w in words]
 
     def store(
         self, site: Site, address: Value, lanes: Active, immediate: int, element: int, values: tuple[Value, ...]
@@ -131,7 +146,7 @@ class SharedMemory:
         address, index = self.locate(site, address, lanes, immediate, size, write=True)
         self.count(site, address, lanes, size)
         if index is None:
-            index = spread(address, self.machine.lane_count) + self.row
+            index = spread(address, self.chunk.lane_count) + self.row
         if self.shadow:
             self.shadow.write(site, index, lanes, size)
         rows, index = self.words[element].reshape(-1, len(values)), index >> shift(size)
@@ -143,7 +158,7 @@ class SharedMemory:
         address, index = self.locate(site, address, lanes, immediate, size, write=True)
         self.count(site, address, lanes, size)
         if index is None:
-            index = spread(address, self.machine.lane_count) + self.row
+            index = spread(address, self.chunk.lane_count) + self.row
         if self.shadow:
             self.shadow.write(site, index, lanes, size, mark=ATOMIC)
         return index

@@ -16,8 +16,9 @@ from .lanes import WARP, Lanes, Value, per_warp
 from .numeric import bfloat_to_float
 
 if TYPE_CHECKING:
-    from .machine import Machine
-    from .program import Site
+    from .chunk import Chunk
+    from .shared import SharedMemory
+    from .site import Site
 
 _CACHE_SIZE = 96  # decoded fragments: operands are used by several instructions of a tile
 
@@ -54,8 +55,9 @@ def _decode(rows: npt.NDArray[np.uint32], kind: str) -> Matrix:
 class TensorCore:
     """State: a cache of decoded operand fragments, by the identity of their registers."""
 
-    def __init__(self, machine: Machine) -> None:
-        self.machine = machine
+    def __init__(self, chunk: Chunk, shared: SharedMemory) -> None:
+        self.chunk = chunk
+        self.shared = shared
         self._cache: dict[tuple[Any, ...], tuple[tuple[Value, ...], Matrix]] = {}
 
     def _operand(self, registers: tuple[Value, ...], kind: str, is_a: bool) -> Matrix:
@@ -63,7 +65,7 @@ class TensorCore:
         known = self._cache.get(key)
         if known is not None:  # the cache keeps the registers alive, so an identity cannot be reused
             return known[1]
-        parts = [_decode(per_warp(r, self.machine.lane_count), kind) for r in registers]
+        parts = [_decode(per_warp(r, self.chunk.lane_count), kind) for r in registers]
         warps, elements = len(parts[0]), parts[0].shape[-1]
         if is_a:
             depth = len(parts) // 2
@@ -84,10 +86,10 @@ class TensorCore:
         c: tuple[Value, ...], lanes: Lanes,
     ) -> list[Value]:  # fmt: skip
         """``d = a @ b + c`` of every warp; float32 or int32 accumulators."""
-        machine = self.machine
-        warps = machine.warps(lanes)
-        machine.mma_count += warps
-        machine.macs += warps * 16 * 8 * depth
+        chunk = self.chunk
+        warps = chunk.warps(lanes)
+        chunk.mma_count += warps
+        chunk.macs += warps * 16 * 8 * depth
         product: Any = np.matmul(self._operand(a, types[0], True), self._operand(b, types[1], False))
         if types[0] in ("s8", "u8"):  # at most 32 * 255 * 255 < 2**24: exact
             product = product.astype(np.int32)
@@ -98,19 +100,19 @@ class TensorCore:
         self, site: Site, address: Value, immediate: int, count: int, transposed: bool, lanes: Lanes
     ) -> list[Value]:
         """``ldmatrix``: ``count`` 8x8 matrices of 16-bit elements; lane 8j + r gives the address of row r of j."""
-        machine, shared = self.machine, self.machine.shared
-        rows = per_warp(address, machine.lane_count)[:, : 8 * count].astype(np.int64) + immediate
+        chunk, shared = self.chunk, self.shared
+        rows = per_warp(address, chunk.lane_count)[:, : 8 * count].astype(np.int64) + immediate
         warps = np.arange(len(rows)) if lanes is None else np.flatnonzero(lanes.warps)
         lanes_of_rows = (warps[:, None] * WARP + np.arange(rows.shape[1])).ravel()
         rows = shared.check(site, rows[warps].ravel(), lanes_of_rows, 16, write=False).reshape(len(warps), -1)
-        if machine.counting:
-            counter = machine.access(site)
+        if chunk.counting:
+            counter = chunk.access(site)
             counter.requests += len(warps)
             counter.lanes += len(warps) * WARP
             counter.bytes += len(warps) * count * 128
             counter.ideal_wavefronts += len(warps) * count
             counter.wavefronts += _matrix_wavefronts(rows.reshape(-1, 8) >> 4)
-        index = rows + shared.block_row[machine.local_block[warps * WARP]][:, None]
+        index = rows + shared.block_row[chunk.local_block[warps * WARP]][:, None]
         if shared.shadow:
             self._shadow(site, index, warps)
         words = shared.bytes.view("u4").reshape(-1, 4).take(index >> 4, axis=0).reshape(len(warps), count, 8, 4)
@@ -120,8 +122,8 @@ class TensorCore:
         out = []
         for j in range(count):
             matrix = np.ascontiguousarray(words[:, j]).reshape(len(warps), WARP)
-            if len(warps) < machine.lane_count // WARP:
-                full = np.zeros((machine.lane_count // WARP, WARP), np.uint32)
+            if len(warps) < chunk.lane_count // WARP:
+                full = np.zeros((chunk.lane_count // WARP, WARP), np.uint32)
                 full[warps] = matrix
                 matrix = full
             out.append(matrix.reshape(-1))
@@ -129,7 +131,7 @@ class TensorCore:
 
     def _shadow(self, site: Site, index: npt.NDArray[np.int64], warps: Any) -> None:
         """Word w of row r reaches lane 4r + w of the warp (without ``.trans``; with it the same lanes in sum)."""
-        shadow = self.machine.shared.shadow
+        shadow = self.shared.shadow
         assert shadow is not None
         parts = np.arange(0, 16, shadow.granule)
         lane = (np.arange(index.shape[1])[:, None] % 8 * 4 + parts // 4)[None] + warps[:, None, None] * WARP

@@ -12,8 +12,8 @@ import numpy as np
 from .lanes import WARP, Lanes, Value, per_warp, spread
 
 if TYPE_CHECKING:
-    from .machine import Machine
-    from .program import Site
+    from .chunk import Chunk
+    from .site import Site
 
 _REDUCTIONS: dict[str, Any] = {
     "add": np.add,
@@ -30,15 +30,15 @@ _BIT = np.uint64(1) << np.arange(WARP, dtype=np.uint64)
 class WarpOperations:
     """All results have one element per lane."""
 
-    def __init__(self, machine: Machine) -> None:
-        self.machine = machine
+    def __init__(self, chunk: Chunk) -> None:
+        self.chunk = chunk
 
     def _rows(self, value: Value) -> Any:
-        return per_warp(value, self.machine.lane_count)
+        return per_warp(value, self.chunk.lane_count)
 
     def _active(self, lanes: Lanes) -> Any:
         if lanes is None:
-            return np.ones((self.machine.lane_count // WARP, WARP), np.bool_)
+            return np.ones((self.chunk.lane_count // WARP, WARP), np.bool_)
         return lanes.active.reshape(-1, WARP)
 
     def shuffle(
@@ -68,7 +68,7 @@ class WarpOperations:
             absent = active & ~np.take_along_axis(active, source, axis=1)
             if absent.any():
                 text = "reads the register of a lane that doesn't take part"
-                self.machine.report("undefined lane", site, absent.ravel(), None, text)
+                self.chunk.report("undefined lane", site, absent.ravel(), None, text)
         result = np.take_along_axis(value, source, axis=1)
         return result.ravel(), inside.ravel()
 
@@ -123,10 +123,6 @@ class WarpOperations:
         """``elect.sync``: the lowest lane of the mask and whether it is me."""
         leader = np.argmax(self._together(lanes, members), axis=2)
         return leader.astype(np.uint32).ravel(), (leader == _LANE).ravel()
-
-    def barrier(self, lanes: Lanes) -> None:
-        """``bar.warp.sync`` orders the memory accesses of its lanes."""
-        self.machine.clock.warp_barrier(lanes)
 
 
 def lane_mask(relation: str, count: int) -> Value:

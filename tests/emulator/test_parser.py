@@ -1,5 +1,7 @@
 """PTX as NVRTC writes it, and as inline assembly does."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -142,7 +144,7 @@ def test_warp_synchronous_instructions_start_blocks_where_lanes_may_be_missing()
         shfl.sync.idx.b32 %r2, %r1, 0, 31, -1; shfl.sync.idx.b32 %r2, %r1, 0, 31, %r3;
         shfl.sync.idx.b32 %r2, %r1, 0, 31, -1;"""
     blocks = build_blocks(kernel(body))
-    assert [(b.whole_warps, b.member_mask) for b in blocks] == [
+    assert [(b.together == 32, b.member_mask) for b in blocks] == [
         (False, None), (True, None), (False, Register("%r3")), (True, None),
     ]  # fmt: skip
     assert len(blocks[1].instructions) == 3
@@ -165,3 +167,26 @@ def test_every_statement_of_compiled_kernels_is_read(arch):
     assert all(i.source for i in instructions if i.opcode in ("ld", "st"))
     assert parsed.parameters[2].size == 16
     assert DIALECTS == ("sm_80", "sm_120")
+
+
+def test_labels_and_registers_belong_to_their_scope():
+    """As in inline asm that is used twice; a label of the kernel is seen from inside."""
+    twice = "{ .reg .pred P; setp.ge.u32 P, %tid, 1; @P bra DONE; add.u32 %v, %v, 1; DONE: add.u32 %v, %v, 2; }"
+    body = f".reg .b32 %v; .reg .b64 %w; mov.u32 %v, 0; {twice} {twice} {{ bra END; }} add.u32 %v, %v, 64; END:"
+    out = np.zeros(2, np.uint32)
+    run(body + "mul.wide.u32 %w, %tid, 4; add.s64 %w, %p0, %w; st.global.b32 [%w], %v;", [out], threads=2, strict=True)
+    assert out.tolist() == [6, 4]
+
+
+def test_alignment_of_shared_variables():
+    text = module(
+        ".shared .b8 a[3]; .shared .align 1024 .b8 b[8]; .shared .b8 c; ret;", [], ".extern .shared .align 512 .b8 d[];"
+    )
+    kernel = parse(text)["k"]
+    extents = {name: (start, end) for name, start, end in kernel.shared_extents(100)}
+    assert (
+        extents["b"][0] % 1024 == extents["dynamic shared memory"][0] % 512 == kernel.variables["d"].offset % 512 == 0
+    )
+    places = sorted(extents.values())
+    assert all(start - end >= 128 for (_, end), (start, _) in pairwise(places))
+    assert kernel.shared_bytes(100) == 1536 + 100  # as on a GPU, without the guards

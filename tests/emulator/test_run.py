@@ -5,8 +5,8 @@ import pytest
 
 import gpu_conv
 from gpu_conv import emulator
-from gpu_conv.emulator import Emulator
-from gpu_conv.launch import Launch
+from gpu_conv.emulator import EmulationError, Emulator
+from gpu_conv.launch import Launch, TensorMap
 
 from .cuda import DIALECTS
 
@@ -73,3 +73,39 @@ def test_a_convolution(groups):
     y = gpu_conv.conv2d(x, w, padding=1, groups=groups, device="emulator")
     np.testing.assert_array_equal(y, gpu_conv.conv2d(x, w, padding=1, groups=groups))
     assert emulator.last_report().ok
+
+
+MAPPED = """
+struct Params { int rows; };
+struct alignas(64) Map { unsigned long long opaque[16]; };
+template <int BYTES> __global__ void boxes(const float* x, const float* w, const float* bias, const float* residual,
+        const float* x_zero_point, const float* w_zero_point, float* y, int* workspace, const Params p,
+        const __grid_constant__ Map x_map, const __grid_constant__ Map y_map) {
+    __shared__ __align__(128) float tile[BYTES / 4];
+    __shared__ unsigned long long barrier;
+    const unsigned to = __cvta_generic_to_shared(tile), at = __cvta_generic_to_shared(&barrier);
+    if (threadIdx.x == 0) {
+        asm volatile(
+            "mbarrier.init.shared.b64 [%0], 1; fence.proxy.async; mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;"
+            "cp.async.bulk.tensor.2d.shared::cta.global.mbarrier::complete_tx::bytes [%2], [%3, {%4, %5}], [%0];"
+            "{ W: .reg .pred q; mbarrier.try_wait.parity.shared.b64 q, [%0], 0; @!q bra W; }"
+            "cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%6, {%4, %5}], [%2];"
+            "cp.async.bulk.commit_group; cp.async.bulk.wait_group 0;"
+            ::"r"(at), "n"(BYTES), "r"(to), "l"(&x_map), "r"(0), "r"((int)blockIdx.x * 4), "l"(&y_map) : "memory");
+    }
+}"""
+
+
+def test_tensor_maps_follow_the_params(monkeypatch):
+    """The maps of a launch are encoded for the operands that they name, views with an offset too."""
+    monkeypatch.setattr("gpu_conv.cuda.compiler.load", lambda name: f'#line 1 "kernels/{name}"\n{MAPPED}')
+    maps = [TensorMap(name, "float32", 4, (8, 9), (12,), (8, 4), (1, 1), 0) for name in ("x", "y")]
+    launch = Launch("boxes.cu", "boxes", (128,), (3, 1, 1), (32, 1, 1), b"\t\0\0\0", tensor_maps=tuple(maps))
+    x, y = (np.zeros((10, 12), np.float32) for _ in range(2))
+    x += np.arange(120).reshape(10, 12)
+    report = Emulator("sm_90a", strict=False).run(launch, {"x": x, "y": y})
+    assert [f.kind for f in report.findings] == ["unwritten output"]  # a kernel must write all of y
+    np.testing.assert_array_equal(y[:9, 4:], x[:9, 4:])
+    assert not y[:, :4].any()
+    with pytest.raises(EmulationError, match="out of bounds"):
+        Emulator("sm_90a").run(launch, {"y": y})  # x is null

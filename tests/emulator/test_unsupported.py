@@ -10,9 +10,37 @@ from .ptx import apply, module, run
 
 REGISTERS = ".reg .b32 %r<9>; .reg .b64 %d<9>; .reg .pred %p<3>; .reg .b16 %h<4>; .reg .f32 %f<9>; .reg .f64 %g<4>; "
 REFUSED = [
-    "wgmma.fence.sync.aligned",
-    "cp.async.bulk.commit_group",
-    "mbarrier.arrive.b64 %d1, [%d2]",
+    "wgmma.wait_group.sync.aligned %r1",
+    "wgmma.mma_async.sp.sync.aligned.m64n8k32.f32.f16.f16 {F}, %d1, %d2, %r1, 0, %p1, 1, 1, 0, 0",
+    "wgmma.mma_async.sync.aligned.m64n8k16.f16.f16.f16 {%r1, %r2}, %d1, %d2, %p1, 1, 1, 0, 0",
+    "wgmma.mma_async.sync.aligned.m64n8k32.f32.e4m3.e4m3 {F}, %d1, %d2, %p1, 1, 1",
+    "wgmma.mma_async.sync.aligned.m64n8k32.s32.s8.s8.satfinite {V}, %d1, %d2, %p1",
+    "wgmma.mma_async.sync.aligned.m64n40k32.s32.s8.s8 {V}, %d1, %d2, %p1",
+    "wgmma.mma_async.sync.aligned.m64n12k16.f32.f16.f16 {F}, %d1, %d2, %p1, 1, 1, 0, 0",
+    "wgmma.mma_async.sync.aligned.m64n8k16.f32.f16.bf16 {F}, %d1, %d2, %p1, 1, 1, 0, 0",
+    "wgmma.mma_async.sync.aligned.m64n8k16.f32.f16.f16 {F}, %d1, %d2, %p1, 1, 2, 0, 0",
+    "wgmma.mma_async.sync.aligned.m64n8k8.f32.tf32.tf32 {F}, %d1, %d2, %p1, 1, 1, 0, 0",
+    "wgmma.mma_async.sync.aligned.m64n16k16.f32.f16.f16 {F}, %d1, %d2, %p1, 1, 1, 0, 0",
+    "mbarrier.arrive.noComplete.b64 %d1, [%d2], 1",
+    "mbarrier.arrive_drop.b64 %d1, [%d2]",
+    "mbarrier.pending_count.b64 %r1, %d1",
+    "mbarrier.complete_tx.shared::cta.b64 [%r1], 16",
+    "mbarrier.arrive.shared::cta.b64 %d1, [%r1], %r2, %r3",
+    "mbarrier.test_wait.shared::cta.b64 %p1, [%r1], %d1, %r2",
+    "mbarrier.try_wait.parity.shared::cluster.b64 %p1, [%r1], %r2",
+    "fence.proxy.alias",
+    "fence.proxy.tensormap::generic.release.gpu",
+    "fence.mbarrier_init.release.gpu",
+    "cp.async.bulk.wait_group %r1",
+    "cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes [%r1], [%r2], 16, [%r3]",
+    "cp.async.bulk.shared::cta.global.mbarrier::complete_tx::bytes [%r1], [%d2], [%r3]",
+    "cp.async.bulk.prefetch.L2.global [%d1], 16",
+    "cp.async.bulk.tensor.3d.shared::cta.global.tile.mbarrier::complete_tx::bytes [%r1], [%d1, {%r1, %r2}], [%r3]",
+    "cp.async.bulk.tensor.4d.shared::cta.global.im2col.mbarrier::complete_tx::bytes"
+    " [%r1], [%d1, {V}], [%r3], {%h1, %h2}",
+    "cp.async.bulk.tensor.1d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster"
+    " [%r1], [%d1, {%r1}], [%r3], %h1",
+    "cp.reduce.async.bulk.tensor.1d.global.shared::cta.add.tile.bulk_group [%d1, {%r1}], [%r2]",
     "tcgen05.wait.ld",
     "bar.sync 0, 64",
     "bar.arrive 1, 64",
@@ -70,8 +98,11 @@ REFUSED = [
     "and.u32 %r1, %r2, %r3",
     "not.u32 %r1, %r2",
     "lop3.and.b32 %r1|%p1, %r2, %r3, %r4, 5, %p2",
+    "mapa.shared::cluster.u32 %r1, %r2, 1",
+    "mov.u32 %r1, %cluster_ctarank",
     "multimem.ld_reduce.global.add.u32 %r1, [%d1]",
-    "setmaxnreg.dec.sync.aligned.u32 40",
+    "setmaxnreg.dec.sync.aligned.u32 44",
+    "setmaxnreg.inc.sync.aligned.u32 264",
     "cp.reduce.async.bulk.global.shared::cta.bulk_group.add.u32 [%d1], [%r1], 16",
     "copysign.f16 %h1, %h2, %h3",
     "div.f16 %h1, %h2, %h3",
@@ -94,8 +125,8 @@ def test_refused(statement):
 
 
 def test_code_that_would_never_run_is_refused_too():
-    with pytest.raises(UnsupportedPtx, match="wgmma"):
-        run("ret; wgmma.fence.sync.aligned;", [])
+    with pytest.raises(UnsupportedPtx, match="tcgen05"):
+        run("ret; tcgen05.wait.ld;", [])
 
 
 def test_unknown_special_registers():
@@ -109,6 +140,20 @@ def test_device_functions_are_refused_where_they_are_called():
     kernel = compiled(source, "k", "sm_80")
     with pytest.raises(UnsupportedPtx, match="device functions"):
         Emulator().execute(kernel.ptx, kernel.lowered, 1, 32, [np.zeros(32, np.int32)])
+
+
+@pytest.mark.parametrize("blocks", [1, 2])
+def test_clusters_of_several_blocks(blocks):
+    kernel = compiled(
+        f"__global__ void __cluster_dims__({blocks}, 1, 1) k(int* y) {{ y[threadIdx.x] = 1; }}", "k", "sm_90a"
+    )
+    y = np.zeros(32, np.int32)
+    if blocks == 1:
+        Emulator("sm_90a").execute(kernel.ptx, kernel.lowered, 1, 32, [y])
+        assert y.all()
+    else:
+        with pytest.raises(UnsupportedPtx, match="clusters of 2 blocks"):
+            Emulator("sm_90a").execute(kernel.ptx, kernel.lowered, 2, 32, [y])
 
 
 def test_launches_that_a_gpu_would_refuse():
