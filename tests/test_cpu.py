@@ -112,8 +112,8 @@ def random_call(rng):
 
 
 TINY = {
-    "im2col": {"COLUMNS": 40, "NARROW": 2},
-    "pointwise": {"BLOCK": 12},
+    "im2col": {"COLUMNS": 40, "PIXELS": 7, "NARROW": 2},
+    "pointwise": {"BLOCK": 12, "SMALL": 30, "LAST": 12, "FIRST": 12, "PANEL": (2, 3)},
     "depthwise": {"BLOCK": 40, "RUN": (5, 20), "ROW": 30, "WIDE": 3},
     "flat": {"BLOCK": 60},
     "epilogue": {"TILE": 30},

@@ -9,9 +9,13 @@ Padding without a copy
     it into the interior of an array with a border of zeros, and convolve the whole array with ``padding=0``. Arrays are
     read where they lie as long as they need no padding or conversion.
 
+Several layers at once
+    ``chain.py`` computes MobileNet's blocks of three convolutions by blocks of rows: what lies between them never
+    leaves the cache. ``gpu_conv.InvertedResidual`` and the ONNX runner use it.
+
 Memory
     Beyond operands and packed weights a run uses ``prepared.workspace_bytes``: one padded image, and blocks of at most
-    512 KiB (float32) of im2col columns and a few hundred KiB of sums, or a single pixel's where that is more.
+    1 MiB (float32) of im2col columns and a few hundred KiB of sums, or a single pixel's where that is more.
 
 Weights that are infinite or NaN take the plain sum over taps where the input is padded, so that padding contributes
 nothing, as everywhere.

@@ -2,7 +2,7 @@
 
 einsum's inner loop is a fused ``out += a * b`` over the innermost contiguous axis: one pass per tap, no temporaries.
 The innermost axis is a run of columns times channels, for which the weights are repeated along the columns, so that it
-is long (about 2000 elements) even where channels are few, while the repeated weights of a tap stay in the L1 cache.
+is long (about 1000 elements) even where channels are few, while the repeated weights of a tap stay in the L1 cache.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from .scratch import Array, Workspace
 from .staging import Staged, Staging
 from .views import strided, working_order
 
-RUN = 768, 3072  # elements of the inner loop: 10 to 20 % faster than whole rows of 4000 to 10000
+RUN = 512, 1536  # elements of the inner loop: 10 to 20 % faster than whole rows of 4000 to 10000
 ROW = 8192  # elements of a row that is not cut if no cut is even: a second einsum costs more
 BLOCK = 1 << 17  # elements of a block of rows: its epilogue finds it in the L2 cache
-WIDE = 64  # channels from which a strided convolution reads single columns instead of planes of every s-th column
+WIDE = 64  # channels from which planes are not worth the copy
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,14 @@ class _Piece:
 
 
 class Depthwise(Prepared):
-    """One input channel per group, channels last."""
+    """One input channel per group, channels last.
+
+    Args:
+        wide: channels from which a strided convolution reads single columns instead of planes of every s-th column.
+
+    Attributes:
+        phases: planes that the input is split into: plane p holds the columns p, p + phases ...
+    """
 
     name = "depthwise_rows"
 
@@ -57,14 +64,16 @@ class Depthwise(Prepared):
             return "it needs one input channel per group and a spatial axis"
         return not_a_gemm(problem)
 
-    def __init__(self, problem: ConvProblem, weights: Array, bias: Array | None, carrier: np.dtype[Any]) -> None:
+    def __init__(
+        self, problem: ConvProblem, weights: Array, bias: Array | None, carrier: np.dtype[Any], wide: int = WIDE
+    ) -> None:
         super().__init__(problem, weights, bias, carrier)
         channels, stride = problem.groups, problem.strides[-1]
-        phases = stride if channels < WIDE else 1
-        self._step = stride // phases  # columns of a plane between neighbouring outputs
-        self._staging = Staging(problem, carrier, channels_last=True, phases=phases)
+        self.phases = stride if channels < wide else 1
+        self._step = stride // self.phases  # columns of a plane between neighbouring outputs
+        self._staging = Staging(problem, carrier, channels_last=True, phases=self.phases)
         run = _run(problem.out_spatial[-1], channels) if self._step == 1 else 1
-        self._pieces = list(_pieces(problem, weights, carrier, phases, run))
+        self._pieces = list(_pieces(problem, weights, carrier, self.phases, run))
         biases = [None] * problem.out_per_group if bias is None else bias.reshape(channels, -1).T
         self._epilogues = [Epilogue(problem, b, carrier, channels_last=True) for b in biases]
         self._lead = problem.out_spatial[:-1] or (1,)
@@ -80,16 +89,15 @@ class Depthwise(Prepared):
         return self._workspace.nbytes
 
     def _steps(self, x: Array, y: Array, residual: Array | None, zero_point: Array | None) -> Iterator[Step]:
-        staged, known, scratch = self._workspace()
-        direct = self._in_place(y, residual)
+        staged, known, _ = self._workspace()
         for i in range(self.problem.batch):
             planes = yield from self._staging.steps(x, i, staged, zero_point)
             windows = known if planes is staged.work else self._windows(planes)
-            for o in range(self.problem.out_per_group):
-                target = self._filters(y, i, o)
-                rest = None if residual is None else self._filters(residual, i, o)
-                sums = target if direct and _rows_are_dense(target) else None
-                yield from self._image(windows, o, target, rest, sums, *scratch)
+            yield from self._image(windows, y[i], None if residual is None else residual[i])
+
+    def on_planes(self, planes: Array, y: Array) -> Iterator[Step]:
+        """One image ``(g, o, *out_spatial)`` from ``(phases, *rows, columns / phases, g, 1)``, padded as it is read."""
+        return self._image(self._windows(planes), y, None)
 
     def _frame(self, work: Array, *scratch: Array) -> tuple[Staged, list[Array], tuple[Array, ...]]:
         return self._staging.frame(work), self._windows(work), scratch
@@ -97,9 +105,9 @@ class Depthwise(Prepared):
     def _windows(self, planes: Array) -> list[Array]:
         return [self._window(piece, planes[piece.plane, ..., 0]) for piece in self._pieces]
 
-    def _filters(self, y: Array, i: int, o: int) -> Array:
-        """The outputs of the o-th filter of every group in image i: ``(*lead, columns, g)``."""
-        view = working_order(y[i], True)[..., o]
+    def _filters(self, y: Array, o: int) -> Array:
+        """The outputs of the o-th filter of every group in one image: ``(*lead, columns, g)``."""
+        view = working_order(y, True)[..., o]
         return view if self.problem.rank > 1 else view[np.newaxis]
 
     def _window(self, piece: _Piece, plane: Array) -> Array:
@@ -120,7 +128,15 @@ class Depthwise(Prepared):
             ),
         )
 
-    def _image(
+    def _image(self, windows: list[Array], y: Array, residual: Array | None) -> Iterator[Step]:
+        direct, (*_, scratch) = self._in_place(y, residual), self._workspace()
+        for o in range(self.problem.out_per_group):
+            target = self._filters(y, o)
+            rest = None if residual is None else self._filters(residual, o)
+            sums = target if direct and _rows_are_dense(target) else None
+            yield from self._filtered(windows, o, target, rest, sums, *scratch)
+
+    def _filtered(
         self,
         windows: list[Array],
         o: int,

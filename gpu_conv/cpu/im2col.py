@@ -24,11 +24,12 @@ from .epilogue import Epilogue
 from .prepared import Prepared, Step, not_a_gemm
 from .scratch import Array, Workspace
 from .staging import Staged, Staging
-from .views import channels_are_last, cut, windows_of_runs, working_order
+from .views import channels_are_last, cut, even_part, windows_of_runs, working_order
 
 Box = tuple[slice, ...]  # a part of the output grid, one slice per spatial axis
 
-COLUMNS = 1 << 17  # elements of the columns of a block: 512 KiB in float32
+COLUMNS = 1 << 18  # elements of the columns of a block: 1 MiB in float32
+PIXELS = 1024  # of a block: its sums stay in the L2 cache (10 % of a stem)
 DEEP = 64  # terms per sum of a product from which a filter row is one; BLAS is slower on shorter sums
 NARROW = 16  # input channels per group below which a tap's run is too short with channels last: runs of pixels instead
 
@@ -65,7 +66,7 @@ class Im2col(Prepared):
         shaped = None if bias is None else bias.reshape(problem.y.shape[1:3])
         self._epilogue = Epilogue(problem, shaped, carrier, self._last)
         largest = max(self._taps, problem.out_channels)
-        self._boxes = list(_boxes(problem.out_spatial, max(1, COLUMNS // largest)))
+        self._boxes = list(_boxes(problem.out_spatial, max(1, min(PIXELS, COLUMNS // largest))))
         pixels, read = (max(map(_points, boxes)) for boxes in (self._boxes, map(self._read, self._boxes)))
         part = pixels * problem.out_per_group if self._products > 1 else 0
         sizes = read * self._taps, pixels * problem.out_channels, part
@@ -169,7 +170,7 @@ def _boxes(sizes: tuple[int, ...], limit: int) -> Iterator[Box]:
     if not axis:
         yield tuple(slice(0, n) for n in sizes)
         return
-    cut = max(1, limit // inner)
+    cut = even_part(sizes[axis - 1], limit // inner)
     starts = [range(n) for n in sizes[: axis - 1]] + [range(0, sizes[axis - 1], cut)]
     for corner in product(*starts):
         box = [slice(c, c + 1) for c in corner[:-1]] + [slice(corner[-1], min(corner[-1] + cut, sizes[axis - 1]))]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
+from itertools import cycle
 from math import prod
 from typing import Any
 
@@ -14,10 +15,12 @@ from .epilogue import Epilogue
 from .prepared import Prepared, Step, not_a_gemm
 from .scratch import Array, Workspace
 from .staging import copying
-from .views import channels_are_last, cut, merged, working_order
+from .views import channels_are_last, cut, even_part, merged, split, working_order
 
-SMALL = 960_000, 8192  # multiply-adds of a product, elements of its weights: OpenBLAS does not pack its operands then
-BLOCK = 1 << 16  # output elements of a block: bias and activation find it in the L2 cache (25 % of 112x112x96)
+SMALL = 960_000  # multiply-adds of a product up to which OpenBLAS does not pack its operands: 10 to 20 % faster,
+LAST, FIRST = 9216, 4608  # where its weights are at most as many, with channels last and first
+PANEL = 32, 96  # with channels last filters are parted for it: no fewer than 32, and not for fewer than 96 pixels
+BLOCK = 1 << 17  # output elements of a block: bias and activation find it in the L2 cache (25 % of 112x112x96)
 
 
 class Pointwise(Prepared):
@@ -34,27 +37,24 @@ class Pointwise(Prepared):
     def __init__(self, problem: ConvProblem, weights: Array, bias: Array | None, carrier: np.dtype[Any]) -> None:
         super().__init__(problem, weights, bias, carrier)
         self._last = channels_are_last(problem.y)
-        matrix = weights.reshape(weights.shape[:3])  # (g, o, c)
-        self._weights = np.ascontiguousarray(matrix.swapaxes(1, 2) if self._last else matrix, carrier)
         shaped = None if bias is None else bias.reshape(problem.y.shape[1:3])
         self._epilogue = Epilogue(problem, shaped, carrier, self._last)
+        self._filters = _filters(problem) if self._last else problem.out_per_group
+        # (g, 1, panels, o, c): a panel is a matrix, its transpose where channels come last.
+        panels = weights.reshape(problem.groups, 1, -1, self._filters, problem.in_per_group)
+        self._weights = np.ascontiguousarray(panels.swapaxes(3, 4) if self._last else panels, carrier)
         pixels = zip(problem.out_spatial, problem.strides, strict=True)
         read = tuple(slice(0, (n - 1) * s + 1, s) for n, s in pixels)
         self._read = read if any(s > 1 for s in problem.strides) else None
         # A block is some rows of one image, or some images, several times the size of the weights: BLAS packs both.
-        self._height = problem.out_spatial[0] if problem.rank else 1
-        row = prod(problem.out_spatial[1:])
-        wanted = max(BLOCK, 4 * weights.size)
-        self._rows = max(1, min(self._height, wanted // (row * problem.out_channels)))
-        whole = self._last and self._rows == self._height
-        image = self._height * row * problem.out_channels
-        self._images = max(1, min(problem.batch, wanted // image)) if whole else 1
-        self._cuts = [
-            np.s_[i : i + self._images, r : r + self._rows] if self._last else np.s_[i, :, :, r : r + self._rows]
-            for i in range(0, problem.batch, self._images)
-            for r in range(0, self._height, self._rows)
-        ]
-        block = self._images * self._rows * row
+        height, row = (problem.out_spatial or (1,))[0], prod(problem.out_spatial[1:])
+        wanted = max(BLOCK, 4 * weights.size) // problem.out_channels
+        self._by_image = self._last and wanted >= height * row
+        units, unit = (problem.batch, height * row) if self._by_image else (height, row)
+        size = even_part(units, wanted // unit)
+        even = units - units % size
+        self._blocks = [(slice(0, even), size), (slice(even, units), units - even)][: 1 + (even < units)]
+        block = size * unit
         specs = ((block * problem.in_channels,), carrier), ((block * problem.out_channels,), carrier)
         self._workspace = Workspace(specs, lambda pixels, sums: (pixels, sums))
 
@@ -63,55 +63,92 @@ class Pointwise(Prepared):
         return self._workspace.nbytes
 
     def _steps(self, x: Array, y: Array, residual: Array | None, zero_point: Array | None) -> Iterator[Step]:
-        if self._read is not None:
-            x = cut(x, self._read)
-        if not self.problem.rank:
-            x, y, residual = (
-                x[..., np.newaxis],
-                y[..., np.newaxis],
-                None if residual is None else residual[..., np.newaxis],
-            )
-        convert = x.dtype != self.carrier or zero_point is not None
         direct = self._in_place(y, residual)
+        views = [self._ordered(x if self._read is None else cut(x, self._read)), self._ordered(y)]
+        views += [] if residual is None else [self._ordered(residual)]
+        for images in [views] if self._by_image else zip(*views, strict=True):
+            for part, size in self._blocks:
+                blocks = [self._cut(view, part, size) for view in images]
+                yield from self._run(blocks, zero_point, direct)
+
+    def _ordered(self, view: Array) -> Array:
+        """Working order behind the images, with a spatial axis."""
+        return working_order(view if self.problem.rank else view[..., np.newaxis], self._last, lead=1)
+
+    def _cut(self, view: Array, part: slice, size: int) -> Array:
+        """``(blocks, size, ..., g, c)`` with channels last, else ``(blocks, g, c, size, ...)``."""
+        if size == view.shape[0 if self._last else 2]:
+            return view[np.newaxis]
+        if self._last:
+            return split(view[part], 0, size)
+        blocks = split(view[:, :, part], 2, size)
+        return blocks.transpose(2, 0, 1, *range(3, blocks.ndim))
+
+    def _run(self, blocks: list[Array], zero_point: Array | None, direct: bool) -> Iterator[Step]:
+        """Blocks of one size. Views are made of all of them at once, a microsecond each."""
+        x, y, *rest = blocks
         work, scratch = self._workspace()
-        x, y = working_order(x, self._last, lead=1), working_order(y, self._last, lead=1)
-        residual = None if residual is None else working_order(residual, self._last, lead=1)
-        for part in self._cuts:
-            source, target = x[part], y[part]
-            pixels = None if convert else self._matrices(source)
-            if pixels is None or not (_unit(pixels, 1) or _unit(pixels, 2)):
-                block = work[: source.size].reshape(source.shape)
-                yield from copying(block, source, zero_point, self._last)
-                pixels = self._matrices(block)
-            products, sums = self._matrices(target) if direct else None, target
-            if products is None or not _unit(products, 2):
-                sums = scratch[: target.size].reshape(target.shape)
-                products = self._matrices(sums)
-            yield from self._multiply(pixels, products)
-            yield from self._epilogue.steps(sums, target, None if residual is None else residual[part])
+        staged, sums = x, y
+        pixels = None if x.dtype != self.carrier or zero_point is not None else self._matrices(x)
+        if pixels is None or not (_unit(pixels, 2) or _unit(pixels, 3)):
+            staged = work[: x[0].size].reshape(1, *x.shape[1:])
+            pixels = self._matrices(staged)
+        products = self._matrices(y) if direct else None
+        if products is None or not _unit(products, 3):
+            sums = scratch[: y[0].size].reshape(1, *y.shape[1:])
+            products = self._matrices(sums)
+        assert pixels is not None and products is not None  # what is copied has gaps no more
+        tiles = [(cycle(left), cycle(goal)) for left, goal in self._tiles(pixels, products)]
+        for source, target, block, *residual in zip(x, y, cycle(sums), *rest):
+            if staged is not x:
+                yield from copying(staged[0], source, zero_point, self._last)
+            for left, goal in tiles:
+                operands = (next(left), self._weights) if self._last else (self._weights, next(left))
+                yield partial(np.matmul, *operands, out=next(goal))
+            yield from self._epilogue.steps(block, target, *residual)
 
-    def _multiply(self, pixels: Any, products: Any) -> Iterator[Step]:
-        left, right = (pixels, self._weights) if self._last else (self._weights, pixels)
-        if self.problem.groups > 1:
-            yield partial(np.matmul, left, right, out=products)
+    def _tiles(self, pixels: Array, products: Array) -> Iterator[tuple[Array, Array]]:
+        """What one call multiplies, and where to: ``(blocks, g, tiles, 1, tile, c)`` and ``(..., panels, tile, o)``."""
+        axis = 2 if self._last else 3
+        count = pixels.shape[axis]
+        tile = self._tile(count)
+        if tile == count and self._filters == self.problem.out_per_group:
+            yield pixels[:, :, np.newaxis, np.newaxis], products[:, :, np.newaxis, np.newaxis]
             return
-        size, (work, weights) = self._weights.size, SMALL
-        count = pixels.shape[1 if self._last else 2]
-        step = max(1, work // size) if size <= weights else count
-        for i in range(0, count, step):
-            part = slice(i, i + step)
+        even = count - count % tile
+        for part, size in ((slice(0, even), tile), (slice(even, count), count - even)):
+            if not size:
+                continue
             if self._last:
-                yield partial(np.matmul, left[0, part], right[0], out=products[0, part])
+                goal = split(split(products[:, :, part], 2, size), 4, self._filters).swapaxes(3, 4)
+                yield split(pixels[:, :, part], 2, size)[:, :, :, np.newaxis], goal
             else:
-                yield partial(np.matmul, left[0], right[0, :, part], out=products[0, :, part])
+                goal = split(products[..., part], 3, size).transpose(0, 1, 3, 2, 4)
+                yield split(pixels[..., part], 3, size).swapaxes(2, 3)[:, :, :, np.newaxis], goal[:, :, :, np.newaxis]
 
-    def _matrices(self, block: Array) -> Array | None:
-        """One matrix per group: ``(g, pixels, c)`` with channels last, else ``(g, c, pixels)``; None if not a view."""
-        if not self._last:  # (g, c, rows, ...), else (images, rows, ..., g, c)
-            return merged(block, 2, block.ndim)
-        matrix = merged(block, 0, block.ndim - 2)
-        return None if matrix is None else matrix.swapaxes(0, 1)
+    def _tile(self, pixels: int) -> int:
+        """Pixels of a product: as many as keep it small, or all of them."""
+        weights = self.problem.in_per_group * self._filters
+        small = weights <= (LAST if self._last else FIRST) and weights * pixels > SMALL
+        return even_part(pixels, SMALL // weights) if small else pixels
+
+    def _matrices(self, blocks: Array) -> Array | None:
+        """Per block and group, ``(pixels, c)`` with channels last, else ``(c, pixels)``; None if that is no view."""
+        if not self._last:
+            return merged(blocks, 3, blocks.ndim)
+        matrices = merged(blocks, 1, blocks.ndim - 2)
+        return None if matrices is None else matrices.swapaxes(1, 2)
 
 
 def _unit(matrices: Array, axis: int) -> bool:
     return matrices.shape[axis] == 1 or matrices.strides[axis] == matrices.itemsize
+
+
+def _filters(problem: ConvProblem) -> int:
+    """Filters of a panel: all of a group, or the most that divide them and let the product be small."""
+    least, pixels = PANEL
+    filters = problem.out_per_group
+    if prod(problem.out_spatial) < pixels or problem.groups > 1:
+        return filters
+    fitting = (n for n in range(min(filters, LAST // problem.in_per_group), least - 1, -1) if filters % n == 0)
+    return next(fitting, filters)

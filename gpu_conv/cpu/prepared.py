@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import islice
 from typing import Any, ClassVar
 
 import numpy as np
@@ -13,6 +14,8 @@ from ..problem import ConvProblem
 from .scratch import Array, thread_block
 
 Step = Callable[[], object]
+
+AHEAD = 16  # steps that are made before they run: between them Python finds its code gone from the caches (1 to 5 %)
 
 
 class Bound:
@@ -71,9 +74,11 @@ class Prepared(ABC):
             residual: added before the activation, shaped like ``y``; may be ``y`` itself.
             x_zero_point: the integer to subtract from ``x``; wanted exactly if ``problem.x_zero_point``.
         """
+        steps = self._steps(x, y, residual, self._zero_point(x_zero_point))
         with np.errstate(all="ignore"):  # Inf and NaN are data here, and integers wrap
-            for step in self._steps(x, y, residual, self._zero_point(x_zero_point)):
-                step()
+            while batch := list(islice(steps, AHEAD)):
+                for step in batch:
+                    step()
 
     def bind(self, x: Array, y: Array, residual: Array | None = None, x_zero_point: Array | int | None = None) -> Bound:
         """:meth:`run` for arrays that stay where they are: the views of them are made once, not in every call.

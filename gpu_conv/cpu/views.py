@@ -40,6 +40,20 @@ def merged(view: Array, start: int, stop: int) -> Array | None:
     return view.reshape(*view.shape[:start], prod(view.shape[start:stop]), *view.shape[stop:])
 
 
+def split(view: Array, axis: int, size: int) -> Array:
+    """The axis as two: parts, and ``size`` elements in each. Always a view."""
+    return view.reshape(*view.shape[:axis], -1, size, *view.shape[axis + 1 :])
+
+
+def even_part(whole: int, most: int) -> int:
+    """The largest divisor of ``whole`` up to ``most``; ``most`` itself if that would be less than half of it."""
+    most = max(1, min(whole, most))
+    parts = -(-whole // most)
+    if parts < most:  # the shorter search of two
+        return next((whole // n for n in range(parts, 2 * parts) if whole % n == 0), most)
+    return next((n for n in range(most, most // 2, -1) if whole % n == 0), most)
+
+
 def strided(view: Array, axis: int, start: int, shape: tuple[int, ...], strides: tuple[int, ...]) -> Array:
     """Overlapping windows that begin at ``start`` along ``axis``; ``strides`` in bytes."""
     if view.flags.c_contiguous:
