@@ -7,6 +7,7 @@ import os
 import random
 import sys
 import threading
+import time
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 
@@ -105,6 +106,47 @@ def test_threads_compute_what_one_thread_computes(impatient):
     want = digests(jobs)
     assert len(found) == THREADS * ROUNDS * len(jobs)
     assert {name for name, digest in found if digest != want[name]} == set()
+
+
+def race(function, inputs, rounds):
+    """``function`` of every input, in a thread each and ``rounds`` times: what came out for each of them."""
+    start = threading.Barrier(len(inputs))
+
+    def work(x):
+        start.wait()
+        return {function(x).tobytes() for _ in range(rounds)}
+
+    with ThreadPoolExecutor(len(inputs)) as pool:
+        return list(pool.map(work, inputs))
+
+
+def test_threads_of_a_model_do_not_share_its_buffers(impatient):
+    """A plan owns its buffers: one call at a time, or a thread would find the numbers of another."""
+    nodes = [onnx_node("Conv", "x", "w", "a", pads=[1] * 4), onnx_node("Exp", "a", "b"), onnx_node("Tanh", "b", "y")]
+    model = gpu_conv.onnx.load(model_of(nodes, {"x": (np.float32, [1, 4, 40, 40])}, ["y"], {"w": normal(4, 4, 3, 3)}))
+    inputs = [np.full((1, 4, 40, 40), n / 8, np.float32) for n in range(THREADS)]
+    found = race(lambda x: model(x)["y"], inputs, 20)
+    assert found == [{model(x)["y"].tobytes()} for x in inputs]
+
+
+class Hesitant(dict):
+    """A dictionary between whose first key and its removal another thread always has its turn."""
+
+    def __iter__(self):
+        keys = list(self.keys())
+        time.sleep(1e-3)
+        return iter(keys)
+
+
+def test_threads_of_a_layer_that_forgets_plans(monkeypatch):
+    """Each geometry pushes out the plan of another, which a thread may be about to push out as well."""
+    monkeypatch.setattr(gpu_conv.layer, "_LIMIT", 1)
+    layer = gpu_conv.Conv(normal(2, 2, 1, 1))
+    layer._plans = Hesitant()
+    inputs = [normal(1, 2, 3, n + 3) for n in range(THREADS)]
+    found = race(layer, inputs, 5)
+    assert found == [{layer(x).tobytes()} for x in inputs]
+    assert len(layer._plans) == 1
 
 
 def test_threads_share_emulated_kernels(impatient):

@@ -25,6 +25,7 @@ from gpu_conv.cuda import (
     device,
 )
 from tests.cuda import tiny
+from tests.cuda.conftest import forget
 from tests.cuda.fake_cupy import Array, CUDADriverError, CUDARuntimeError, FakeCupy, Pointer
 
 pytest.importorskip("cuda.bindings.nvrtc")
@@ -73,19 +74,9 @@ class Faulty(FakeCupy):
         return types.SimpleNamespace(get_function=get_function)
 
 
-def forget():
-    for cached in (device._cupy, device._target, device._load, device._prepare):
-        cached.cache_clear()
-
-
 @pytest.fixture
-def cupy(monkeypatch):
-    fake = Faulty()
-    monkeypatch.setitem(sys.modules, "cupy", fake)
-    monkeypatch.setattr(device, "load", lambda name: tiny.TEXT)
-    forget()
-    yield fake
-    forget()
+def cupy(stand_in):
+    return stand_in(Faulty())
 
 
 LAUNCH = tiny.launch(workspace_bytes=64, shared_bytes=60 * 1024)
@@ -140,12 +131,10 @@ def test_the_kinds_are_told_apart_and_still_are_what_they_were():
 
 
 def test_a_gpu_that_nvrtc_does_not_know_has_its_own_error(cupy, monkeypatch):
-    monkeypatch.setattr(device, "arch_of", lambda major, minor: "sm_999")
-    with pytest.raises(UnsupportedArchitecture, match=r"sm_999.*pip install -U nvidia-cuda-nvrtc"):
-        device.run(LAUNCH, OPERANDS)
-    monkeypatch.undo()
-    monkeypatch.setitem(sys.modules, "cupy", cupy)
-    monkeypatch.setattr(device, "load", lambda name: tiny.TEXT)
+    with monkeypatch.context() as patch:
+        patch.setattr(device, "arch_of", lambda major, minor: "sm_999")
+        with pytest.raises(UnsupportedArchitecture, match=r"sm_999.*pip install -U nvidia-cuda-nvrtc"):
+            device.run(LAUNCH, OPERANDS)
     forget()
     device.run(LAUNCH, OPERANDS)
     assert len(launches(cupy)) == 1

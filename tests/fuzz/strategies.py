@@ -29,6 +29,7 @@ class Drawn:
         exact: whether all numbers are small integers, whose sums are exact.
         spelled: what the oracle reads: every option in its longest form.
         options: what the call gets.
+        pick: which of the kernels that take it runs it; 0: the one that the package takes.
     """
 
     transposed: bool
@@ -39,6 +40,7 @@ class Drawn:
     residual: Any
     spelled: dict[str, Any]
     options: dict[str, Any] = field(default_factory=dict)
+    pick: int = 0
 
     def __repr__(self):
         arrays = ", ".join(
@@ -47,7 +49,7 @@ class Drawn:
             if a is not None
         )
         name = "conv_transpose" if self.transposed else "conv"
-        return f"{name}({arrays}, residual={self.residual}, exact={self.exact}, {self.options})"
+        return f"{name}({arrays}, residual={self.residual}, exact={self.exact}, pick={self.pick}, {self.options})"
 
     def _repr_pretty_(self, printer, cycle):  # what Hypothesis shows
         printer.text(repr(self))
@@ -84,65 +86,85 @@ def placed(rng, array, how):
     return array
 
 
-def choose(values):
-    return st.sampled_from(values)
+class Choices:
+    """Everything that is chosen, from whole numbers: ``integer(low, high)`` gives one of low to high."""
+
+    def __init__(self, integer):
+        self.integer = integer
+
+    def of(self, values):
+        return values[self.integer(0, len(values) - 1)]
+
+    def flag(self, of=2):
+        """True once in so many times."""
+        return self.integer(0, of - 1) == of - 1
+
+    def order(self, letters):
+        left = list(letters)
+        return "".join(left.pop(self.integer(0, len(left) - 1)) for _ in letters)
 
 
 @st.composite
 def calls(draw, emulated=False):
-    """One call; with ``emulated`` of a size and dtype that the CUDA kernels take."""
-    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    transposed = draw(choose((False, False, True)))
-    rank = draw(choose((2, 2, 1, 3) if emulated else (2, 2, 1, 3, 0, 4)))
-    kind = draw(choose(("float",) * 4 + ("bytes",) * (not transposed) + ("other",) * (not emulated)))
+    """Calls as Hypothesis draws and shrinks them."""
+    return call(lambda low, high: draw(st.integers(low, high)), emulated)
+
+
+def call(integer, emulated=False):
+    """One call from a source of whole numbers; with ``emulated`` of a size and dtype that the CUDA kernels take."""
+    choose = Choices(integer)
+    rng = np.random.default_rng(integer(0, 2**32 - 1))
+    transposed = choose.flag(3)
+    rank = choose.of((2, 2, 1, 3) if emulated else (2, 2, 1, 3, 0, 4))
+    kind = choose.of(("float",) * 4 + ("bytes",) * (not transposed) + ("other",) * (not emulated))
     if kind == "float":
-        dtype = w_dtype = draw(choose(FLOATS))
+        dtype = w_dtype = choose.of(FLOATS)
     elif kind == "bytes":
-        dtype, w_dtype = draw(choose(BYTES)), draw(choose(BYTES))
+        dtype, w_dtype = choose.of(BYTES), choose.of(BYTES)
     else:
-        dtype = w_dtype = draw(choose(OTHERS))
+        dtype = w_dtype = choose.of(OTHERS)
     floating = kind == "float"
-    exact = not floating or draw(st.booleans())
+    exact = not floating or choose.flag()
 
     def some(low, high):
-        return tuple(draw(st.integers(low, high)) for _ in range(rank))
+        return tuple(integer(low, high) for _ in range(rank))
 
-    groups, i, o = draw(shapes_of_channels())
+    groups, i, o = channels(choose)
     batch_groups = 1
-    n = draw(choose((1, 1, 2, 3, 0)))
-    if not transposed and groups > 1 and draw(choose((False,) * 4 + (True,))):
+    n = choose.of((1, 1, 2, 3, 0))
+    if not transposed and groups > 1 and choose.flag(5):
         groups, batch_groups, n = 1, groups, groups * max(n, 1)
     small = 3 if rank > 2 else 5
     size, k = some(1, 5 if rank > 2 else 9), some(1, small)
-    if rank in (1, 2) and draw(choose((False, False, False, True))):
-        size = (*size[:-1], draw(st.integers(10, 70)))
-    if rank and draw(choose((False,) * 19 + (True,))) and not transposed:
+    if rank in (1, 2) and choose.flag(4):
+        size = (*size[:-1], integer(10, 70))
+    if rank and choose.flag(20) and not transposed:
         size = (0, *size[1:])
-    if draw(choose((False, False, True))):
+    if choose.flag(3):
         k = (1,) * rank
     strides, dilations = some(1, 4), some(1, 3)
-    input_dilations = some(1, 3) if not transposed and draw(choose((False, False, True))) else (1,) * rank
+    input_dilations = some(1, 3) if not transposed and choose.flag(3) else (1,) * rank
     names = letters(rank)
     data, letter = "nc" + names, "io" if transposed else "oi"
     all_groups = max(groups, batch_groups)
-    layout = draw(choose(("first", "last", "random")))
+    layout = choose.of(("first", "last", "random"))
     if layout == "last":
         xl, wl = f"n{names}c", f"{letter[0]}{names}{letter[1]}"
     elif layout == "random":
-        xl, wl = "".join(draw(st.permutations(data))), "".join(draw(st.permutations(letter + names)))
+        xl, wl = choose.order(data), choose.order(letter + names)
     else:
         xl, wl = data, letter + names
-    five = not transposed and draw(choose((False,) * 7 + (True,)))
+    five = not transposed and choose.flag(8)
     if five:
-        wl = "".join(draw(st.permutations("goi" + names)))
-    yl = "".join(draw(st.permutations(data))) if draw(choose((False,) * 3 + (True,))) else xl
+        wl = choose.order("goi" + names)
+    yl = choose.order(data) if choose.flag(4) else xl
 
     sizes = dict(zip(names, zip(size, k)))
     counts = {"n": n, "c": i if batch_groups > 1 else groups * i}
     x = numbers(rng, [counts.get(a) if a in counts else sizes[a][0] for a in xl], dtype, exact)
     filters = {"g": all_groups, "o": o if five or transposed else all_groups * o, "i": groups * i if transposed else i}
     w = numbers(rng, [filters.get(a) if a in filters else sizes[a][1] for a in wl], w_dtype, exact)
-    where = draw(choose(("as is",) * 3 + ("reversed", "gaps", "offset", "transposed")))
+    where = choose.of(("as is",) * 3 + ("reversed", "gaps", "offset", "transposed"))
     x, w = placed(rng, x, where), placed(rng, w, where)
 
     spelled = dict(
@@ -151,66 +173,70 @@ def calls(draw, emulated=False):
     given = {}
     if transposed:
         reach = [(kk - 1) * d for kk, d in zip(k, dilations)]
-        pads = tuple((draw(st.integers(-1, r)), draw(st.integers(-1, r))) for r in reach)
-        extra = tuple(draw(st.integers(0, max(s, d) - 1)) for s, d in zip(strides, dilations))
+        pads = tuple((integer(-1, r), integer(-1, r)) for r in reach)
+        extra = tuple(integer(0, max(s, d) - 1) for s, d in zip(strides, dilations))
         full = [(m - 1) * s + r + 1 for m, s, r in zip(size, strides, reach)]
         out = tuple(f - lo - hi + e for f, (lo, hi), e in zip(full, pads, extra))
         if min(out, default=1) < 1:  # refused: a test of its own
             pads, out = ((0, 0),) * rank, tuple(f + e for f, e in zip(full, extra))
         spelled |= dict(padding=pads, output_padding=extra)
-        if all(e < s for e, s in zip(extra, strides)) and draw(st.booleans()):
+        if all(e < s for e, s in zip(extra, strides)) and choose.flag():
             given = dict(output_sizes=out)
         else:
             given = dict(output_padding=extra)
         given |= dict(padding=pads)
     else:
-        padding = draw(choose(("valid", "same_upper", "same_lower", "pairs", "pairs", "pairs")))
+        padding = choose.of(("valid", "same_upper", "same_lower", "pairs", "pairs", "pairs"))
         if padding == "pairs":
-            padding = tuple((draw(st.integers(-2, 5)), draw(st.integers(-2, 5))) for _ in range(rank))
+            padding = tuple((integer(-2, 5), integer(-2, 5)) for _ in range(rank))
         spelled |= dict(padding=padding, input_dilations=input_dilations, batch_groups=batch_groups)
         given = dict(padding=padding, input_dilations=input_dilations, batch_groups=batch_groups)
-    call = Drawn(transposed, exact, x, w, None, None, spelled)
-    call.options = {**{key: value for key, value in spelled.items() if key not in ("output_padding",)}, **given}
-    _epilogue(draw, rng, call, all_groups * o, dtype, kind)
-    if not transposed and rank and draw(choose((False,) * 5 + (True,))):
-        call.options["flip_filter"] = True
+    made = Drawn(transposed, exact, x, w, None, None, spelled)
+    made.options = {**{key: value for key, value in spelled.items() if key not in ("output_padding",)}, **given}
+    _epilogue(choose, rng, made, all_groups * o, dtype, kind)
+    made.pick = integer(0, 11) if emulated else 0
+    if not transposed and rank and choose.flag(6):
+        made.options["flip_filter"] = True
         spatial = tuple(a for a, name in enumerate(wl) if name in names)
-        call.spelled["flipped"] = spatial
-    return call
+        made.spelled["flipped"] = spatial
+    return made
 
 
-def shapes_of_channels():
-    """Groups, inputs and outputs per group: depthwise, multipliers, grouped, dense, and nothing at all."""
-    usual = st.tuples(choose((1, 1, 2, 3, 5, 8)), st.integers(1, 5), st.integers(1, 5))
-    depthwise = st.tuples(choose((2, 3, 8, 16, 17, 24)), st.just(1), choose((1, 1, 2)))
-    wide = st.tuples(st.just(1), choose((8, 16, 24, 33)), choose((8, 16, 24, 33)))
-    empty = st.tuples(choose((1, 2)), choose((0, 1)), choose((0, 1, 2)))
-    return st.one_of(usual, usual, depthwise, depthwise, wide, empty)
+def channels(choose):
+    """Groups, inputs and outputs per group: usual ones, depthwise, multipliers, dense, and nothing at all."""
+    kind = choose.of(("usual", "usual", "depthwise", "depthwise", "wide", "empty"))
+    if kind == "usual":
+        return choose.of((1, 1, 2, 3, 5, 8)), choose.integer(1, 5), choose.integer(1, 5)
+    if kind == "depthwise":
+        return choose.of((2, 3, 8, 16, 17, 24)), 1, choose.of((1, 1, 2))
+    if kind == "wide":
+        return 1, choose.of((8, 16, 24, 33)), choose.of((8, 16, 24, 33))
+    return choose.of((1, 2)), choose.of((0, 1)), choose.of((0, 1, 2))
 
 
-def _epilogue(draw, rng, call, channels, dtype, kind):
+def _epilogue(choose, rng, call, channels, dtype, kind):
     """Bias, residual, activation, zero points, requantisation, the output's dtype."""
     options, spelled = call.options, call.spelled
-    if kind == "float" and draw(choose((False, False, True))):
-        options["out_dtype"] = np.dtype(draw(choose(FLOATS)))
+    if kind == "float" and choose.flag(3):
+        options["out_dtype"] = np.dtype(choose.of(FLOATS))
     if kind == "bytes":
         limits, w_limits = np.iinfo(dtype), np.iinfo(call.w.dtype)
-        if draw(st.booleans()):
-            options["x_zero_point"] = spelled["x_zero_point"] = draw(st.integers(limits.min, limits.max))
-        if draw(st.booleans()):
-            count = channels if draw(st.booleans()) else 1
+        if choose.flag():
+            options["x_zero_point"] = spelled["x_zero_point"] = choose.integer(limits.min, limits.max)
+        if choose.flag():
+            count = channels if choose.flag() else 1
             values = rng.integers(w_limits.min, w_limits.max, count, endpoint=True)
             options["w_zero_point"] = spelled["w_zero_point"] = values
     accumulate = {"float": "float64" if dtype == "float64" else "float32", "bytes": "int32"}.get(kind)
-    if accumulate and draw(st.booleans()):
+    if accumulate and choose.flag():
         call.bias = numbers(rng, (channels,), accumulate, call.exact)
-    if kind == "bytes" and draw(choose((False, False, True))):
-        scale = rng.uniform(1e-4, 1e-2, channels if draw(st.booleans()) else ())
-        zero = np.dtype(draw(choose(BYTES))).type(draw(st.integers(0, 100)))
+    if kind == "bytes" and choose.flag(3):
+        scale = rng.uniform(1e-4, 1e-2, channels if choose.flag() else ())
+        zero = np.dtype(choose.of(BYTES)).type(choose.integer(0, 100))
         options["requantize"] = (np.asarray(scale, np.float32), zero)
     elif kind == "float":
-        options["activation"] = draw(choose((None, None, *SMOOTH, *(EXACT if call.exact else ()))))
-        call.residual = draw(choose((None, None, True)))  # its shape is the result's
+        options["activation"] = choose.of((None, None, *SMOOTH, *(EXACT if call.exact else ())))
+        call.residual = choose.of((None, None, True))  # its shape is the result's
     elif kind == "bytes":
-        options["activation"] = draw(choose((None, "relu", ("clip", -100, 1000))))
-        call.residual = draw(choose((None, True)))
+        options["activation"] = choose.of((None, "relu", ("clip", -100, 1000)))
+        call.residual = choose.of((None, True))

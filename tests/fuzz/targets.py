@@ -51,12 +51,13 @@ def seeds():
     from PIL import Image
 
     from tests.graph_models import normal
-    from tests.test_onnx_errors import conv, deep_branches, external
+    from tests.test_onnx_errors import HOSTILE, conv, external
     from tests.test_weights import legacy, state, tensor, zipped
 
     with tempfile.TemporaryDirectory() as folder:
         outside = external(Path(folder), "../w.bin").read_bytes()
     small = conv({"w": normal(1, 4, 1, 1)}, pads=[1, 1, 1, 1]).SerializeToString()
+    hostile = [model if isinstance(model, bytes) else model.SerializeToString() for model, _ in HOSTILE.values()]
     pictures = []
     for kind in ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF"):
         stream = io.BytesIO()
@@ -64,7 +65,7 @@ def seeds():
         pictures.append(stream.getvalue())
     body = state(a=tensor(), b=tensor((3, 2), (1, 3)))
     return {
-        onnx: [small, deep_branches(3).SerializeToString(), outside],
+        onnx: [small, outside, *(data for data in hostile if 0 < len(data) < 2000)],
         weights: [legacy(body), zipped(body)],
         picture: pictures,
     }

@@ -14,14 +14,13 @@ from hypothesis import HealthCheck, given, seed, settings
 import gpu_conv
 from gpu_conv import arguments, reference
 from gpu_conv.testing.tolerance import assert_close
-from tests.fuzz import oracle
+from tests.fuzz import oracle, plain
+from tests.fuzz.rows import taking
 from tests.fuzz.strategies import calls, numbers
 
-PROFILES = {  # batches and cases per batch: NumPy, emulated
-    "ci": ((1, 250), (1, 25)),
-    "nightly": ((50, 2000), (50, 200)),
-}
-NUMPY, EMULATED = PROFILES[os.environ.get("GPU_CONV_FUZZ", "ci")]
+DRAWN = {None: 150, "emulator": 15}  # by Hypothesis
+PROFILES = {"ci": (1, {None: 200, "emulator": 10}), "nightly": (50, {None: 2000, "emulator": 200})}
+BATCHES, PLAIN = PROFILES[os.environ.get("GPU_CONV_FUZZ", "ci")]  # and the calls of a batch
 GUARD = 64
 MONOTONE = (None, "relu", "relu6", "clip")  # exact where the sums are
 
@@ -57,12 +56,14 @@ def check(case, device=None):
     before = [a.tobytes() for a in (case.x, case.w, buffer[:GUARD])]
     out = buffer[GUARD : GUARD + want.size].reshape(want.shape)
     function = gpu_conv.conv_transpose if case.transposed else gpu_conv.conv
-    got = function(case.x, case.w, case.bias, residual=residual, out=out, device=device, **o)
+    prepared = call(case.x, case.w, case.bias, residual=residual, out=out, transposed=case.transposed, **o)
+    kernels = [None, *(taking(prepared.problem) if case.pick and want.size else ())]
+    options = o | {"device": device, "kernel": kernels[case.pick % len(kernels)]}
+    got = function(case.x, case.w, case.bias, residual=residual, out=out, **options)
     assert got is out
     assert [a.tobytes() for a in (case.x, case.w, buffer[:GUARD])] == before
     assert buffer[GUARD + want.size :].tobytes() == before[2], "written behind the output"
 
-    prepared = call(case.x, case.w, case.bias, residual=residual, out=out, transposed=case.transposed, **o)
     compare_with_reference(prepared, truth)
     assert_close(prepared.y_view(got), prepared.problem, prepared.operands)
     activation = prepared.problem.activation
@@ -81,14 +82,21 @@ def compare_with_reference(prepared, truth):
     np.testing.assert_allclose(found.reshape(truth.shape), truth, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("batch", range(NUMPY[0]))
-def test_any_convolution_on_numpy(batch, seed, record_property):
-    record_property("seed", seed)
-    run(NUMPY[1], calls(), check, seed * 1000 + batch)
+def checked(device):
+    """Function of a call: checks it on the device."""
+    if device:
+        pytest.importorskip("cuda.bindings.nvrtc")
+    return lambda case: check(case, device)
 
 
-@pytest.mark.parametrize("batch", range(EMULATED[0]))
-def test_any_convolution_in_the_emulator(batch, seed, record_property):
-    pytest.importorskip("cuda.bindings.nvrtc")
+@pytest.mark.parametrize("device", DRAWN)
+def test_any_convolution(device, seed, record_property):
     record_property("seed", seed)
-    run(EMULATED[1], calls(emulated=True), lambda case: check(case, "emulator"), seed * 1000 + batch)
+    run(DRAWN[device], calls(emulated=device is not None), checked(device), seed)
+
+
+@pytest.mark.parametrize("batch", range(BATCHES))
+@pytest.mark.parametrize("device", PLAIN)
+def test_many_convolutions(device, batch, seed, record_property):
+    record_property("seed", seed)
+    plain.run(PLAIN[device], checked(device), seed * 1000 + batch, emulated=device is not None)

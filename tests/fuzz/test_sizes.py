@@ -3,14 +3,19 @@
 The big tensors are virtual: a few elements far apart in memory that the system never backs with pages.
 """
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from numpy.lib.stride_tricks import as_strided
 
 import gpu_conv
-from gpu_conv import arguments, dispatch, execute
+from gpu_conv import arguments, dispatch, reference
+from gpu_conv.cuda.targets import KNOWN_TARGETS
+from gpu_conv.emulator import Emulator, machine, scheduler
 from gpu_conv.testing import assert_conv_close
 from tests.fuzz import oracle
+from tests.fuzz.rows import ROWS, accepted, taking, usual
 from tests.kernels.checking import numbers
 
 FAR = (1 << 31) + (1 << 20)  # elements: beyond 2^31, and as float16 beyond 2^32 bytes
@@ -36,8 +41,7 @@ def far_apart(array, axis):
 
 
 def rows_for(x, w, options):
-    problem = arguments.prepare(x, w, **options).problem
-    return [row.name for row in dispatch.TABLE if row.refuses(problem, execute.target("emulator")) is None]
+    return taking(arguments.prepare(x, w, **options).problem)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -60,6 +64,63 @@ def test_an_input_beyond_two_gigaelements_in_every_kernel_that_takes_it(shape, l
     for kernel in kernels:
         y = gpu_conv.conv(far, w, device="emulator", kernel=kernel, **options)
         np.testing.assert_array_equal(y, want, err_msg=kernel)
+
+
+@pytest.mark.parametrize(("groups", "taps"), [(1, 3), (2, 3), (1, 1)])
+@pytest.mark.parametrize("axis", [1, 2, 3])
+def test_neighbours_two_gigaelements_apart(axis, groups, taps):
+    """Along the channels, rows or columns: steps of the inner loops beyond 32 bits, in kernels that take them."""
+    pytest.importorskip("cuda.bindings.nvrtc")
+    rng = np.random.default_rng(5)
+    x, w = (numbers(shape, "float16", rng, exact=True) for shape in ((1, 2, 2, 2), (2, 2 // groups, taps, taps)))
+    options = {"groups": groups, "padding": taps // 2}
+    want, far = gpu_conv.conv(x, w, **options), far_apart(x, axis)
+    for kernel in rows_for(far, w, options):
+        y = gpu_conv.conv(far, w, device="emulator", kernel=kernel, **options)
+        np.testing.assert_array_equal(y, want, err_msg=kernel)
+
+
+class LastBlocks(Emulator):
+    """Runs the last blocks of a launch and no others."""
+
+    def _run_chunks(self, state):
+        count = int(np.prod(state.grid))
+        with np.errstate(all="ignore"):
+            scheduler.Scheduler(machine.Machine(state, np.arange(max(0, count - 4), count))).run()
+        return False  # the other blocks' outputs are not looked for
+
+
+ORDERS = [(name, last) for name in ROWS for last in (False, True) if accepted(name, usual(name), (last,))]
+
+
+@pytest.mark.parametrize(("name", "last"), ORDERS)
+def test_dense_arrays_beyond_two_gigaelements_in_every_row(name, last):
+    """x, residual and y lie as every row likes them, millions of images long; the last blocks give the last images."""
+    pytest.importorskip("cuda.bindings.nvrtc")
+    dtype = usual(name)
+    arch, x_shape, w_shape, options = accepted(name, dtype, (last,))
+    rng = np.random.default_rng(4)
+    w, tail = numbers(w_shape, dtype, rng, exact=True), numbers((3, *x_shape[1:]), dtype, rng, exact=True)
+    result = arguments.prepare(tail, w, **options).result
+    batch = (1 << 31) // min(tail[0].size, result[0].size) + 1000  # so that the tile of the last images starts beyond
+
+    def long(last):
+        array = np.zeros((batch, *last.shape[1:]), last.dtype)
+        array[-3:] = last
+        return array
+
+    unwritten = np.full_like(result, np.nan if result.dtype.kind in "fV" else 77)
+    residual = {} if dtype == "int8" else {"residual": numbers(result.shape, dtype, rng, exact=True)}
+    call = arguments.prepare(long(tail), w, out=long(unwritten), **{k: long(a) for k, a in residual.items()}, **options)
+    target = replace(KNOWN_TARGETS[arch], multiprocessors=1 << 20)  # no block has many tiles
+    assert dispatch.row(name).refuses(call.problem, target) is None
+    LastBlocks(arch).run(dispatch.row(name).plan(call.problem, target), call.operands)
+    small = arguments.prepare(tail, w, **residual, **options)
+    want = reference.convolve(small.problem, small.operands).astype(result.dtype)
+    got, before = call.operands["y"][-3:], small.y_view(unwritten)
+    written = ~((got == before) | (got != got))
+    assert written.sum() >= 256
+    np.testing.assert_array_equal(got[written], want[written])
 
 
 OVERFLOWS = {

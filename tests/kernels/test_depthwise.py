@@ -267,12 +267,12 @@ def test_non_finite_inputs_stay_in_their_receptive_field(row, last):
 @pytest.mark.parametrize(("row", "last"), [(NHWC, True), (NCHW, False), (ANY, True)])
 def test_misaligned_arrays_take_narrower_vectors(row, last):
     options = {"input_layout": "nhwc"} if last else {}
-    for shift, arch in product((1, 2, 4), ARCHES):
-        x, w = arrays("float16", 1, 8, 1, (5, 16), (3, 3), last=last)
+    for (shift, columns, right), arch in product(((1, 16, 7), (1, 18, 6), (2, 16, 7), (4, 16, 7)), ARCHES):
+        x, w = arrays("float16", 1, 8, 1, (5, columns), (3, 3), last=last)
         buffer = np.empty(x.size + shift, x.dtype)
         buffer[shift:] = x.ravel()
         x = buffer[shift:].reshape(x.shape)
-        launch = run(row, x, w, groups=8, padding=((1, 1), (1, 7)), target=arch, **options)
+        launch = run(row, x, w, groups=8, padding=((1, 1), (1, right)), target=arch, **options)
         assert launch.template[3] <= shift
 
 

@@ -254,6 +254,20 @@ def test_what_is_not_finite_stays_in_its_receptive_field(groups, activation):
     np.testing.assert_array_equal(call.operands["y"], truth)
 
 
+@pytest.mark.parametrize("stride", [1, 2])
+def test_every_block_and_every_place_of_a_tile(stride):
+    """A block walks over rows, columns, images; the last of the channels is short. Then an Inf in many places."""
+    small = Tile(1, 2, 2, 4, 4, 1, 1, 1, 2, True)
+    options = {"strides": stride, "padding": 1, "bias": "float32"}
+    launch = convolve(56, 56, 14, (8 * stride + 1, 18 * stride), (3, 3), tile_=small, batch=3, **options)
+    assert launch.grid[0] > np.frombuffer(launch.params, tile.PARAMS)[0]["workers"]
+    x, w = arrays("float16", 4, 14, 4, (2, 12), (3, 3), batch=12, last=True, w_layout="ohwi")
+    x.reshape(12, 24, 56)[range(12), range(0, 24, 2), 5] = np.inf
+    row = Row("conv_tile", tile.refuses, partial(tile.plan, tile=small))
+    with np.errstate(invalid="ignore"):
+        run(row, x, w, exact=False, groups=14, input_layout="nhwc", filter_layout="ohwi", **options)
+
+
 def problem(x_shape, w_shape, *, dtype="float16", **options):
     options = {"input_layout": "nhwc", "filter_layout": "ohwi"} | options
     return arguments.prepare(np.zeros(x_shape, dtype), np.zeros(w_shape, dtype), **options).problem

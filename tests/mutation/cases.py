@@ -31,6 +31,7 @@ TESTS = {
     "depthwise_toeplitz": "toeplitz",
     "depthwise_toeplitz_tall": "toeplitz",
     "conv_tile": "tile",
+    "implicit_gemm": "implicit_gemm",
 }
 STEPS = 3  # times the basic blocks that the correct kernel needs: more is an endless loop
 

@@ -93,6 +93,20 @@ RULES = (
         "at stride 1 column_step, byte 260 of the params (84 behind the strides), is dilations[2], byte 256",
     ),
     (
+        ANY_DEPTHWISE,
+        "change immediate",
+        r"^setp\.lt\.s32 \S+ \S+ 1 -> .* 0$",
+        r"h >= p\.in\[1\]\) continue|for \(int (kd|kr|first) = 0",
+        "a filter has at least one tap along every axis",
+    ),
+    (
+        r"depthwise_(nhwc<(\w+, ){7}|nchw<(\w+, ){8})1, ",
+        "(exchange|lose) operation",
+        r"^sub\.s32",
+        r"d0 = depth \* p\.depth_stride - p\.padding\[0\]",
+        "a filter of one slice has no padding along the depth: those problems are refused",
+    ),
+    (
         UNROLLED,
         "change comparison",
         r"^setp\.(ge|lt)\.s32",
@@ -129,8 +143,8 @@ RULES = (
     ),
     (
         "pointwise",
-        "change shift",
-        r"^shr\.s32 \S+ \S+ (6 -> .* 5|7 -> .* 6)$",
+        "change (shift|immediate)",
+        r"^shr\.s32 \S+ \S+ (6 -> .* 5|7 -> .* 6)$|^add\.s32 \S+ \S+ (63 -> .* 64|127 -> .* 128)$",
         r"slabs = ceil_div\(p\.in_channels",
         "slabs beyond the channels are copies of zeros",
     ),
@@ -140,6 +154,20 @@ RULES = (
         r"^setp\.(lt|ge)\.s32",
         r"next_tile < p\.pixel_tiles && next_slab < end_slab",
         "one slab more is fetched, which nobody reads, and waited for before its memory is used again",
+    ),
+    (
+        "pointwise",
+        "change comparison",
+        r"^setp\.(lt|ge)\.s32",
+        r"copy_wait<kStages - 2>",
+        "fetch_next's bound of a block's first tile, moved before the wait: every block has a first tile",
+    ),
+    (
+        "pointwise",
+        "change comparison|change immediate",
+        r"^setp\.(lt|ge)\.u32 \S+ \S+ \d+ ",
+        r"shared_bias\[c\] = channel_term",
+        "the number of rounds is a constant, one, and far from the bound of an unrolled loop",
     ),
     (
         TILES,
