@@ -41,7 +41,7 @@ class Tile:
         stride: of rows and columns.
         steps: most products along a filter row.
         min_blocks: blocks per multiprocessor to compile for; it caps the registers at 65536 / (128 * min_blocks). One
-            less for each of: x is read element by element, there is a residual.
+            less for each of: x is read element by element, there is a residual, the activation is gelu.
         tall: whether this is ``depthwise_toeplitz_tall``, which keeps the filter in shared memory.
     """
 
@@ -266,7 +266,8 @@ class _Geometry:
     @cached_property
     def min_blocks(self) -> int:
         assert self.tile is not None
-        return max(1, self.tile.min_blocks - (self.vector == 1) - (self.p.residual is not None))
+        gelu = self.p.activation is not None and self.p.activation.name == "gelu"  # its error function takes 8 more
+        return max(1, self.tile.min_blocks - (self.vector == 1) - (self.p.residual is not None) - gelu)
 
     @cached_property
     def strips(self) -> int:
