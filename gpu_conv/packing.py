@@ -2,38 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .arguments import Call, tensor
 from .arrays import Array, address, namespace
 from .locks import new_lock
-from .problem import ITEMSIZE, ConvProblem
+from .problem import ConvProblem
+
+if TYPE_CHECKING:
+    from .families.inverted_residual_model import Chain, Tile
 
 
 def order(problem: ConvProblem) -> tuple[int, ...]:
     """The axes ``g o c *filter`` of the filter, slowest first, as the kernels for this problem want them in memory.
 
     - A depthwise kernel whose neighbouring threads have neighbouring channels: the channels last.
-    - Matrix products of 8 and 16 bits: the input channels of a group last. A phase of a transposed convolution takes
-      whole taps, so it reads vectors too.
-    - Everything else: tap after tap.
+    - Other depthwise kernels: tap after tap.
+    - Matrix products: the input channels of a group last. A phase of a transposed convolution takes whole taps, so it
+      reads vectors too.
     """
     taps = range(3, 3 + problem.rank)
-    if problem.is_depthwise and problem.x.strides[1] == 1:
-        return (*taps, 1, 2, 0)
-    if not problem.is_depthwise and ITEMSIZE[problem.w.dtype] <= 2:
-        return (0, 1, *taps, 2)
-    return (0, 1, 2, *taps)
+    if problem.is_depthwise:
+        return (*taps, 1, 2, 0) if problem.x.strides[1] == 1 else (0, 1, 2, *taps)
+    return (0, 1, *taps, 2)
 
 
 class Filters:
-    """The packed copies of one filter: one per order, however many input shapes there are."""
+    """The packed copies of the filters of one layer: one per order, however many input shapes there are."""
 
     def __init__(self) -> None:
-        self._packed: dict[Any, Array] = {}
+        self._packed: dict[Any, Any] = {}
         self._lock = new_lock()
 
     def pack(self, call: Call) -> Call:
@@ -42,19 +44,42 @@ class Filters:
         axes = order(problem)
         if w is None or (problem.w.is_dense(axes) and problem.w.align == 16):
             return call
-        key = call.library, address(w), problem.w, axes
-        with self._lock:
-            packed = self._packed.get(key)
-            if packed is None:
-                packed = self._packed[key] = _copied(w, axes, call.library)
+        packed = self._kept(
+            (call.library, address(w), problem.w, axes), call.library, lambda: _copied(w, axes, namespace(call.library))
+        )
         operands = {**call.operands, "w": packed}
         return replace(call, problem=replace(problem, w=tensor(packed)), operands=operands)
 
+    def pack_chain(self, calls: Sequence[Call], chain: Chain, tile: Tile) -> dict[str, Array | None]:
+        """The operands ``w`` and ``bias`` of an inverted residual's kernel: one copy per size of its slabs."""
+        library = calls[-1].library
+        key = library, tile.slab, *(address(call.operands["w"]) for call in calls)
+        return self._kept(key, library, lambda: _chained(calls, chain, tile))  # type: ignore[no-any-return]
 
-def _copied(w: Array, axes: tuple[int, ...], library: str) -> Array:
-    packed = namespace(library).ascontiguousarray(w.transpose(axes)).transpose(tuple(np.argsort(axes).tolist()))
-    if library == "cupy":
-        from .cuda import device
+    def _kept(self, key: Any, library: str, make: Callable[[], Any]) -> Any:
+        with self._lock:
+            packed = self._packed.get(key)
+            if packed is None:
+                packed = self._packed[key] = make()
+                if library == "cupy":
+                    from .cuda import device
 
-        device.settle()  # a later call may come on another stream
-    return packed
+                    device.settle()  # a later call may come on another stream
+        return packed
+
+
+def _copied(w: Array, axes: tuple[int, ...], xp: Any) -> Array:
+    return xp.ascontiguousarray(w.transpose(axes)).transpose(tuple(np.argsort(axes).tolist()))
+
+
+def _chained(calls: Sequence[Call], chain: Chain, tile: Tile) -> dict[str, Array | None]:
+    from .families import inverted_residual  # here: `import gpu_conv` loads no kernel family
+
+    *expand, depthwise, project = (call.operands for call in calls)
+    xp, bias = namespace(calls[-1].library), project["bias"]
+    filters = {"depthwise": depthwise["w"][:, 0, 0], "project": project["w"][0, :, :, 0, 0]}  # type: ignore[index]
+    filters |= {"depthwise_bias": depthwise["bias"], "expand": None, "expand_bias": None}
+    if expand:
+        filters |= {"expand": expand[0]["w"][0, :, :, 0, 0], "expand_bias": expand[0]["bias"]}  # type: ignore[index]
+    packed = inverted_residual.weights(chain, tile, filters, xp)
+    return {"w": packed, "bias": None if bias is None else xp.asarray(bias, xp.float32)}

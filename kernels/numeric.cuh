@@ -57,6 +57,11 @@ DEVICE int32 opaque(int32 v) {
     asm volatile("" : "+r"(v));
     return v;
 }
+template <class T>
+DEVICE const T* opaque(const T* p) {
+    asm volatile("" : "+l"(p));
+    return p;
+}
 
 // ---- stored type -> accumulator (exact) ----
 

@@ -123,9 +123,10 @@ __global__ void __launch_bounds__(TILE::kThreads, TILE::kBlocks)
     int stage = 0;
 #pragma unroll 1
     for (int tile = worker; tile < p.pixel_tiles; tile += p.workers) {
-        const Output<Y, P, TILE, ACCESS> output = {p, shared + kStagingAt + tile_warp * TILE::kWarpRows * P::kPitch,
-                                                   tile * P::kPixels + (P::kInRows ? warp_row : warp_column),
-                                                   first_channel + (P::kInRows ? warp_column : warp_row), lane};
+        const Output<Y, P, TILE, ACCESS, PointwiseParams> output = {
+            p, shared + kStagingAt + tile_warp * TILE::kWarpRows * P::kPitch,
+            tile * P::kPixels + (P::kInRows ? warp_row : warp_column),
+            first_channel + (P::kInRows ? warp_column : warp_row), lane};
         warp.clear();
         auto next_slab_arrived = [&](bool first) {
             copy_wait<kStages - 2>();
@@ -228,25 +229,7 @@ __global__ void __launch_bounds__(TILE::kThreads, TILE::kBlocks)
                 copy_wait<0>();
             }
         }
-        __syncwarp();
-#pragma unroll
-        for (int i = 0; i < Warp::kRows; i++) {
-#pragma unroll
-            for (int j = 0; j < Warp::kColumns; j++) {
-                const int row = Warp::row(lane, i), column = Warp::column(lane, j);
-                Y* const staged = output.staged(row, column);
-                Vector<Y, Warp::kRun> before = zero_vector<Y, Warp::kRun>();
-                if (residual) before = load<Y, Warp::kRun, false>(staged);
-#pragma unroll
-                for (int e = 0; e < Warp::kRun; e++) {
-                    const int in_tile = P::kInRows ? warp_column + column + e : warp_row + row;
-                    warp.sum[i][j][e] =
-                        epilogue.finish(warp.sum[i][j][e], shared_bias[in_tile], element<Acc>(before, e));
-                }
-                store(staged, pack<Y>(warp.sum[i][j]));
-            }
-        }
-        __syncwarp();
+        output.finish(warp, epilogue, shared_bias, warp_row, warp_column, residual != nullptr);
         output.flush(y + group * p.y_group);
         if constexpr (!TILE::kResident) return;
     }

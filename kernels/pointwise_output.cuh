@@ -1,22 +1,8 @@
-// From the sums in registers to the output: sums that several warps or blocks share, then the tile staged in shared
-// memory.
+// From the sums in registers to the output: sums that several warps share, then the tile staged in shared memory.
 #pragma once
+#include "across_blocks.cuh"
 #include "pointwise_plan.cuh"
 #include "pointwise_stage.cuh"
-
-template <class WARP, class Visit>
-DEVICE void for_each_sum(WARP& warp, Visit visit) {
-#pragma unroll
-    for (int i = 0; i < WARP::kRows; i++) {
-#pragma unroll
-        for (int j = 0; j < WARP::kColumns; j++) {
-#pragma unroll
-            for (int e = 0; e < WARP::kRun; e++) {
-                visit((i * WARP::kColumns + j) * WARP::kRun + e, warp.sum[i][j][e]);
-            }
-        }
-    }
-}
 
 // Add the sums of the K_WARPS warps of one tile, in order, into the first of them.
 template <int K_WARPS, int THREADS, class WARP, class Acc>
@@ -35,42 +21,14 @@ DEVICE void add_across_warps(WARP& warp, Acc* shared, int k_warp, int thread) {
     }
 }
 
-// Add the sums of the blocks that share a tile in the order of their parts, in whichever block comes last; false in the
-// others. The workspace starts with one zeroed ticket per tile; partial sums follow in the order of the threads.
-template <int THREADS, class WARP, class Acc>
-DEVICE bool add_across_blocks(WARP& warp, Acc*, void* workspace, int tile, int tiles, int part, int parts, bool owner,
-                              int thread) {
-    constexpr int kSums = WARP::kRows * WARP::kColumns * WARP::kRun;
-    __shared__ bool last;
-    int32* ticket = static_cast<int32*>(workspace) + tile;
-    Acc* sums = reinterpret_cast<Acc*>(static_cast<int32*>(workspace) + ceil_div(tiles, 32) * 32);
-    sums += int64(tile) * parts * kSums * THREADS + thread;
-    if (owner) {
-        for_each_sum(warp, [&](int s, Acc v) { __stcg(sums + (int64(part) * kSums + s) * THREADS, v); });
-    }
-    __threadfence();
-    __syncthreads();
-    if (threadIdx.x == 0) last = atomicAdd(ticket, 1) == parts - 1;
-    __syncthreads();
-    if (!last) return false;
-    __threadfence();
-    if (owner) {
-        for_each_sum(warp, [&](int s, Acc& v) { v = __ldcg(sums + s * THREADS); });
-        for (int other = 1; other < parts; other++) {
-            for_each_sum(warp, [&](int s, Acc& v) { v += __ldcg(sums + (int64(other) * kSums + s) * THREADS); });
-        }
-    }
-    return true;
-}
-
 // The output tile of one warp: pixels and channels behind rows and columns, and the memory in which it is staged.
-template <class Y, class PLAN, class TILE, class ACCESS>
+template <class Y, class PLAN, class TILE, class ACCESS, class Params>
 struct Output {
     static constexpr int kUnit = ACCESS::kYBytes / sizeof(Y);  // elements per store
     static constexpr int kUnits = TILE::kWarpColumns / kUnit, kTotal = TILE::kWarpRows * kUnits;
     static_assert(TILE::kWarpColumns % kUnit == 0, "stores divide the rows of a warp");
 
-    const PointwiseParams& p;
+    const Params& p;
     unsigned char* staging;
     int first_pixel, first_channel, lane;  // of this warp
 
@@ -102,6 +60,31 @@ struct Output {
                 store(to, inside ? load<Y, kUnit>(residual + offset) : zero_vector<Y, kUnit>());
             }
         });
+    }
+
+    // Sums, terms of the channels and the staged residual -> outputs, staged; row and column: of the warp in the tile.
+    template <class WARP, class EPILOGUE, class Term>
+    DEVICE void finish(WARP& warp, const EPILOGUE& epilogue, const Term* terms, int warp_row, int warp_column,
+                       bool residual) const {
+        __syncwarp();
+#pragma unroll
+        for (int i = 0; i < WARP::kRows; i++) {
+#pragma unroll
+            for (int j = 0; j < WARP::kColumns; j++) {
+                const int row = WARP::row(lane, i), column = WARP::column(lane, j);
+                Y* const to = staged(row, column);
+                Vector<Y, WARP::kRun> before = zero_vector<Y, WARP::kRun>();
+                if (residual) before = load<Y, WARP::kRun, false>(to);
+#pragma unroll
+                for (int e = 0; e < WARP::kRun; e++) {
+                    typedef typename PLAN::Acc Acc;
+                    const int in_tile = ACCESS::kPixelsInRows ? warp_column + column + e : warp_row + row;
+                    warp.sum[i][j][e] = epilogue.finish(warp.sum[i][j][e], terms[in_tile], element<Acc>(before, e));
+                }
+                store(to, pack<Y>(warp.sum[i][j]));
+            }
+        }
+        __syncwarp();
     }
 
     DEVICE void flush(Y* y) const {

@@ -157,43 +157,40 @@ struct FloatWarp {
 
     DEVICE void load_and_multiply(uint32 tile_a, uint32 tile_b, int first_row, int first_column, int step, int lane) {
         // Lines repeat their permutation every 8 rows: two addresses serve all rows of a thread.
-        const uint32 even = tile_a + LinesA::offset(first_row + lane / 8, step);
-        const uint32 odd = tile_a + LinesA::offset(first_row + lane / 8 + 4, step);
-        Vector<float, 4> a[kRows];
+        constexpr uint32 kOdd = LinesA::offset(4, 0) - 4 * LinesA::kBytes;
+        const uint32 even = opaque(LinesA::chunk_from(tile_a + LinesA::offset(first_row + lane / 8, 0), step));
+        const uint32 odd = opaque((even ^ kOdd) + 4 * LinesA::kBytes);
+        float4 a[kRows];
 #pragma unroll
-        for (int i = 0; i < kRows; i++) a[i] = bits(shared_load_16((i % 2 ? odd : even) + i / 2 * 8 * LinesA::kBytes));
+        for (int i = 0; i < kRows; i++) a[i] = shared_load_floats((i % 2 ? odd : even) + i / 2 * 8 * LinesA::kBytes);
         if constexpr (TRANSPOSED) {
+            const uint32 lines = opaque(tile_b + LinesB::offset(step * 4, first_column / 4 + lane % 8));
 #pragma unroll
             for (int k = 0; k < 4; k++) {
 #pragma unroll
                 for (int j = 0; j < kColumns; j++) {
-                    const uint32 address = tile_b + LinesB::offset(step * 4 + k, first_column / 4 + lane % 8) + j * 128;
-                    const Vector<float, 4> b = bits(shared_load_16(address));
+                    const float4 b = shared_load_floats(lines + k * LinesB::kBytes + j * 128);
 #pragma unroll
-                    for (int e = 0; e < 4; e++) accumulate(a, k, element<float>(b, e), j, e);
+                    for (int e = 0; e < 4; e++) accumulate(a, k, of(b, e), j, e);
                 }
             }
         } else {
-            const uint32 address = tile_b + LinesB::offset(first_column + lane % 8, step);
+            const uint32 address =
+                opaque(LinesB::chunk_from(tile_b + LinesB::offset(first_column + lane % 8, 0), step));
 #pragma unroll
             for (int j = 0; j < kColumns; j++) {
-                const Vector<float, 4> b = bits(shared_load_16(address + j * 8 * LinesB::kBytes));
+                const float4 b = shared_load_floats(address + j * 8 * LinesB::kBytes);
 #pragma unroll
-                for (int k = 0; k < 4; k++) accumulate(a, k, element<float>(b, k), j, 0);
+                for (int k = 0; k < 4; k++) accumulate(a, k, of(b, k), j, 0);
             }
         }
     }
 
   private:
-    DEVICE void accumulate(const Vector<float, 4> (&a)[kRows], int k, float b, int j, int e) {
-#pragma unroll
-        for (int i = 0; i < kRows; i++) sum[i][j][e] = fmaf(element<float>(a[i], k), b, sum[i][j][e]);
-    }
+    static DEVICE float of(const float4& v, int i) { return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w; }
 
-    static DEVICE Vector<float, 4> bits(const Vector<uint32, 4>& raw) {
-        Vector<float, 4> v;
+    DEVICE void accumulate(const float4 (&a)[kRows], int k, float b, int j, int e) {
 #pragma unroll
-        for (int i = 0; i < 4; i++) v.word[i] = raw.word[i];
-        return v;
+        for (int i = 0; i < kRows; i++) sum[i][j][e] = fmaf(of(a[i], k), b, sum[i][j][e]);
     }
 };

@@ -84,6 +84,11 @@ DEVICE Vector<uint32, 4> shared_load_16(uint32 address) {
     return v;
 }
 
+// Four floats, by a plain load: the compiler knows their type and adds constant offsets to the address in the load.
+DEVICE float4 shared_load_floats(uint32 address) {
+    return *static_cast<const float4*>(__cvta_shared_to_generic(address));
+}
+
 DEVICE uint32 shared_load_4(uint32 address) {
     uint32 v;
     asm volatile("ld.shared.u32 %0, [%1];" : "=r"(v) : "r"(address));
@@ -96,6 +101,10 @@ DEVICE void shared_load_8(uint32 (&word)[2], uint32 address) {
 
 DEVICE void shared_store_8(uint32 address, uint32 word0, uint32 word1) {
     asm volatile("st.shared.v2.u32 [%0], {%1, %2};" ::"r"(address), "r"(word0), "r"(word1));
+}
+
+DEVICE void shared_store_4(uint32 address, uint32 word) {
+    asm volatile("st.shared.u32 [%0], %1;" ::"r"(address), "r"(word));
 }
 
 DEVICE void shared_store_2(uint32 address, uint16 bits) {
@@ -297,8 +306,14 @@ struct Lines {
     static_assert((LINE_BYTES & (LINE_BYTES - 1)) == 0 && LINE_BYTES >= 32, "lines are a power of two of bytes");
 
     // Byte offset of a chunk. A line number that differs by a multiple of 8 shifts it by as many lines exactly.
-    static DEVICE uint32 offset(int line, int chunk) {
+    static __host__ DEVICE constexpr uint32 offset(int line, int chunk) {
         const int permutation = (line * SPREAD / kLinesPerRound) & (min_of(kChunks, 8) - 1);
         return uint32(line * LINE_BYTES + ((chunk ^ permutation) * 16));
+    }
+
+    // The address of a chunk from that of chunk 0 of its line, in a tile that begins at a multiple of 128 bytes.
+    static DEVICE uint32 chunk_from(uint32 first, int chunk) {
+        if constexpr (kChunks <= 8) return first ^ (chunk * 16);
+        return (first ^ (chunk % 8 * 16)) + chunk / 8 * 128;
     }
 };

@@ -95,12 +95,13 @@ def test_phases_meet_every_element_once(seed):
         (transposed(64, 32, 28, 4, padding=1), ["conv_tile"] * 4),
         (transposed(64, 32, 28, 4, padding=1, last=False), ["conv_tile"] * 4),
         (transposed(256, 128, 14, 2), ["pointwise"] * 4),
-        (transposed(256, 128, 14, 2, last=False), ["conv_tile"] * 4),
+        (transposed(256, 128, 14, 2, last=False), ["pointwise"] * 4),
         (transposed(256, 128, 14, 2, dtype=np.float32), ["pointwise"] * 4),
         (transposed(256, 128, 14, 3, padding=1, output_padding=1), ["pointwise"] + ["conv_tile"] * 3),
         (transposed(1024, 256, 14, 1), ["pointwise"] + ["direct"] * 3),  # outputs of no tap hold the bias
         (transposed(64, 32, 14, 4, padding=1), ["direct"]),  # small
-        (transposed(256, 128, 14, 4, dtype=np.float32, padding=1), ["direct"]),  # no other kernel for the phases
+        (transposed(256, 128, 14, 4, dtype=np.float32, padding=1), ["implicit_gemm"] * 4),
+        (transposed(256, 128, 14, 4, dtype=np.float64, padding=1), ["direct"]),  # no other kernel for the phases
         (transposed(256, 1, 112, 4, padding=1, groups=256), ["direct"]),  # depthwise
     ],
     ids=str,
@@ -129,6 +130,8 @@ LAYERS = [
         ("k4 s2", 16, 8, (4, 4), "float16", True, True, dict(strides=2, padding=1, activation="relu")),
         ("k4 s2", 16, 8, (4, 4), "bfloat16", False, False, dict(strides=2, padding=1)),
         ("k2 s2", 16, 24, (2, 2), "float32", True, True, dict(strides=2)),
+        ("k4 s2", 8, 12, (4, 4), "float32", True, True, dict(strides=2, padding=1)),
+        ("k3 s2", 8, 12, (3, 3), "float32", False, True, dict(strides=2, padding=1, output_padding=1)),
         ("k2 s2", 16, 24, (2, 2), "float16", False, False, dict(strides=2, activation="gelu")),
         ("k3 s2", 16, 8, (3, 3), "float16", True, False, dict(strides=2, padding=1, output_padding=1)),
         ("k1 s2", 16, 8, (1, 1), "float16", True, True, dict(strides=2, output_padding=1, activation="relu6")),
@@ -161,7 +164,7 @@ def test_through_the_public_call(always):
 def test_no_zero_is_multiplied(last, always):
     """No more products of the tensor cores than the forward convolution whose gradient it is: the same flops."""
     rng = np.random.default_rng(0)
-    small, large = ((1, 8, 8, 64), (1, 16, 16, 32)) if last else ((1, 64, 8, 8), (1, 32, 16, 16))
+    small, large = ((1, 16, 16, 64), (1, 32, 32, 32)) if last else ((1, 64, 16, 16), (1, 32, 32, 32))
     x, g, w = (rng.integers(-2, 3, s).astype(np.float16) for s in (small, large, (64, 32, 4, 4)))
     options = dict(strides=2, padding=1, input_layout="nhwc" if last else "nchw")
     products = []

@@ -7,9 +7,10 @@ from functools import cached_property
 from math import prod
 
 from ..launch import CTYPES, Launch, Target, pack, struct
-from ..problem import ITEMSIZE, ConvProblem, Tensor
+from ..problem import ITEMSIZE, ConvProblem
 from . import Row
 from .direct import term_type
+from .outputs import Axis, Outputs, access_width, collapse, field_of
 from .pointwise_model import Demand, choose, fitting
 from .pointwise_tiles import Engine, Tile
 
@@ -28,9 +29,6 @@ PARAMS = struct(
 
 _INPUTS = ("float32", "float16", "bfloat16", "int8", "uint8")
 _GATHER_LINES, _GATHER_CHUNKS = 0, 1  # enum Copy of kernels/pointwise_stage.cuh
-_WIDTHS = (16, 8, 4, 2, 1)
-
-Axis = tuple[int, ...]  # size, then the stride in each of some tensors
 
 
 def refuses(p: ConvProblem, target: Target) -> str | None:
@@ -72,13 +70,13 @@ def plan(p: ConvProblem, target: Target, tile: Tile | None = None) -> Launch:
         y_channel=p.y.strides[2],
         residual_group=residual.strides[1],
         residual_channel=residual.strides[2],
-        x_stride=_aligned(access.x_axes, 1, 0),
-        y_stride=_aligned(access.y_axes, 1, 0),
-        residual_stride=_aligned(access.y_axes, 2, 0),
+        x_stride=field_of(access.x_axes, 1, 0),
+        y_stride=field_of(access.y_axes, 1, 0),
+        residual_stride=field_of(access.y_axes, 2, 0),
         alpha=p.activation.alpha if p.activation else 0.0,
         beta=p.activation.beta if p.activation else 0.0,
-        x_size=_aligned(access.x_axes, 0, 1),
-        y_size=_aligned(access.y_axes, 0, 1),
+        x_size=field_of(access.x_axes, 0, 1),
+        y_size=field_of(access.y_axes, 0, 1),
         pixels=demand.pixels,
         in_channels=p.in_per_group,
         out_channels=p.out_per_group,
@@ -139,29 +137,15 @@ def _engine(p: ConvProblem) -> Engine:
 
 
 @dataclass(frozen=True)
-class _Access:
+class _Access(Outputs):
     """How the kernel walks over pixels and how wide it reads and writes: the template ``Access``."""
-
-    p: ConvProblem
 
     @cached_property
     def x_axes(self) -> tuple[Axis, ...]:
         """Pixel axes of x as (size, stride), collapsed, the fastest last."""
         p = self.p
         spatial = (s * step for s, step in zip(p.x.strides[3:], p.strides, strict=True))
-        return _collapse(zip((p.batch, *p.out_spatial), (p.x.strides[0], *spatial), strict=True))
-
-    @cached_property
-    def y_axes(self) -> tuple[Axis, ...]:
-        """Pixel axes of y and residual as (size, y stride, residual stride)."""
-        p = self.p
-        tensors = (p.y.strides, (p.residual or p.y).strides)
-        return _collapse(zip((p.batch, *p.out_spatial), *((s[0], *s[3:]) for s in tensors), strict=True))
-
-    @cached_property
-    def pixels_in_rows(self) -> bool:
-        """Columns are the contiguous axis of the output, its channels where neither axis is contiguous."""
-        return self.p.y.strides[2] == 1 or self.y_axes[-1][1] != 1
+        return collapse(zip((p.batch, *p.out_spatial), (p.x.strides[0], *spatial), strict=True))
 
     @cached_property
     def transposed(self) -> bool:
@@ -174,7 +158,7 @@ class _Access:
     def _pixel_width(self) -> int:
         size, stride = self.x_axes[-1]
         others = (*(s for _, s in self.x_axes[:-1]), *self.p.x.strides[1:3])
-        return _width(self.p.x, size, others) if stride == 1 else 0
+        return access_width(self.p.x, size, others) if stride == 1 else 0
 
     @property
     def x_copy(self) -> int:
@@ -183,7 +167,7 @@ class _Access:
         if self.transposed:
             return self._pixel_width
         if p.x.strides[2] == 1:
-            width = _width(p.x, p.in_per_group, (p.x.strides[1], *(s for _, s in self.x_axes)))
+            width = access_width(p.x, p.in_per_group, (p.x.strides[1], *(s for _, s in self.x_axes)))
             return width if width >= 4 else _GATHER_CHUNKS
         return _GATHER_LINES
 
@@ -192,26 +176,9 @@ class _Access:
         """The same for the filter."""
         w = self.p.w
         if w.strides[2] == 1:
-            width = _width(w, self.p.in_per_group, w.strides[:2])
+            width = access_width(w, self.p.in_per_group, w.strides[:2])
             return width if width >= 4 else _GATHER_CHUNKS
         return _GATHER_LINES
-
-    @property
-    def y_bytes(self) -> int:
-        """Bytes per store."""
-        p = self.p
-        tensors = [(p.y, 1)] + ([(p.residual, 2)] if p.residual else [])
-        widths = []
-        for tensor, i in tensors:
-            pixel_strides = [axis[i] for axis in self.y_axes]
-            if self.pixels_in_rows:
-                count, stride, others = p.out_per_group, tensor.strides[2], pixel_strides
-            else:
-                count, stride, others = self.y_axes[-1][0], pixel_strides[-1], [*pixel_strides[:-1], tensor.strides[2]]
-            itemsize = ITEMSIZE[tensor.dtype]
-            widest = 16 if itemsize > 1 else 8  # a warp tile may be 8 columns wide
-            widths.append(min(widest, _width(tensor, count, (*others, tensor.strides[1]))) if stride == 1 else itemsize)
-        return min(widths)
 
     @property
     def cpp(self) -> str:
@@ -219,34 +186,6 @@ class _Access:
         x_axes, y_axes = (1 if len(a) <= 1 else 2 if len(a) == 2 else 4 for a in (self.x_axes, self.y_axes))
         numbers = (self.pixels_in_rows, self.transposed, self.x_copy, x_axes, self.w_copy, self.y_bytes, y_axes)
         return f"Access<{', '.join(str(int(n)) for n in numbers)}>"
-
-
-def _collapse(axes: object) -> tuple[Axis, ...]:
-    """Merge neighbouring axes that one stride covers in every tensor; axes of length 1 vanish."""
-    merged: list[Axis] = []
-    for size, *strides in axes:  # type: ignore[attr-defined]
-        if size == 1:
-            continue
-        if merged and all(outer == size * inner for outer, inner in zip(merged[-1][1:], strides, strict=True)):
-            merged[-1] = (merged[-1][0] * size, *strides)
-        else:
-            merged.append((size, *strides))
-    return tuple(merged) or ((1, *strides),)
-
-
-def _width(tensor: Tensor, count: int, other_strides: tuple[int, ...]) -> int:
-    """Widest access in bytes along a contiguous axis of ``count`` elements, aligned under all other strides."""
-    itemsize = ITEMSIZE[tensor.dtype]
-    for width in _WIDTHS:
-        fits = all(n * itemsize % width == 0 for n in (count, *other_strides))
-        if width == itemsize or (fits and tensor.align % width == 0):
-            return width
-    raise AssertionError(f"no element of {tensor.dtype} is wider than {_WIDTHS[0]} bytes")
-
-
-def _aligned(axes: tuple[Axis, ...], field: int, fill: int) -> tuple[int, ...]:
-    """One field of the axes, right-aligned to four."""
-    return (fill,) * (4 - len(axes)) + tuple(axis[field] for axis in axes)
 
 
 ROWS = (Row("pointwise", refuses, plan, tiles),)

@@ -17,7 +17,11 @@ from gpu_conv.testing.tolerance import assert_close
 
 ARCHES = ("sm_80", "sm_120")  # the two PTX dialects
 # One multiprocessor: small problems are then planned like large ones.
-TARGETS = {"sm_80": Target("sm_80", 1, 163 * 1024), "sm_120": Target("sm_120", 1, 99 * 1024)}
+TARGETS = {
+    "sm_80": Target("sm_80", 1, 163 * 1024),
+    "sm_90a": Target("sm_90a", 1, 227 * 1024),
+    "sm_120": Target("sm_120", 1, 99 * 1024),
+}
 GUARD = 64  # elements before and after the output that must not change
 
 
