@@ -23,7 +23,7 @@ Entry = dict[str, Any]
 
 @dataclass(frozen=True)
 class GpuLayer:
-    """One convolution in one layout, dtype and batch, with its epilogue."""
+    """One convolution in one layout, dtype and batch, with its epilogue; ``kernel`` forces a row of the table."""
 
     name: str
     kind: str
@@ -31,6 +31,7 @@ class GpuLayer:
     channels_last: bool
     activation: str | None = None
     has_residual: bool = False
+    kernel: str | None = None
 
     @property
     def layout(self) -> str:
@@ -146,7 +147,7 @@ class Run:
         out = layer.shape(case.filters, case.out_spatial)
         self.ys = [xp.full(out, np.nan, case.dtype) for _ in range(sets)]
         self.residual = self._random(out) if layer.has_residual else None
-        self.conv = Conv(self.w, self.bias, **layer.options(), device=device.name)
+        self.conv = Conv(self.w, self.bias, **layer.options(), kernel=layer.kernel, device=device.name)
 
     def _random(self, shape: tuple[int, ...], scale: float = 1.0) -> Any:
         values = self.device.random.standard_normal(shape, dtype=np.float32)
@@ -175,7 +176,7 @@ def ours(layer: GpuLayer, device: Device, copy_bandwidth: float, check: Callable
     run = Run(layer, device)
     error = check(run)
     problem = explain(run.xs[0], run.w, run.bias, **layer.options(), device=device.name).problem
-    chosen = problem, device.target, None, choices.current()
+    chosen = problem, device.target, layer.kernel, choices.current()
     launch = dispatch.plan(*chosen)
     timing = device.measure([lambda i=i: run(i) for i in range(len(run.xs))])  # type: ignore[misc]
     moved, us = problem.bytes + (run.residual.nbytes if run.residual is not None else 0), timing["us"]

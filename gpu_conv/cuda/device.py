@@ -19,6 +19,7 @@ from gpu_conv.cuda import compiler
 from gpu_conv.cuda.errors import CudaUnavailable, DriverTooOld, LaunchFailed, OutOfMemory
 from gpu_conv.cuda.source import load
 from gpu_conv.cuda.targets import arch_of
+from gpu_conv.cuda.tensor_maps import encoded
 from gpu_conv.launch import POINTERS, Launch, Target
 
 _OPERANDS = POINTERS[:-1]  # the workspace comes last, and from here
@@ -93,15 +94,16 @@ def _target(device_id: int) -> Target:
 
 
 class Ready:
-    """A launch bound to a loaded kernel: a call collects eight pointers and launches."""
+    """A launch bound to a loaded kernel: a call collects eight pointers, encodes tensor maps of them, and launches."""
 
-    __slots__ = ("_cuda", "_device_id", "_function", "_launch", "_params", "_refusals")
+    __slots__ = ("_cuda", "_device_id", "_function", "_launch", "_maps", "_params", "_refusals")
 
     def __init__(self, launch: Launch, device_id: int) -> None:
         self._cuda = _cupy().cuda
         self._refusals = (self._cuda.driver.CUDADriverError, self._cuda.runtime.CUDARuntimeError, MemoryError)
         self._device_id = device_id
         self._launch = launch
+        self._maps = [(tensor_map, POINTERS.index(tensor_map.operand)) for tensor_map in launch.tensor_maps]
         # CuPy copies a NumPy scalar into the kernel's parameters by value. A void scalar costs 7.5 us per launch, an
         # array of size one 9.3, a structured array 17 (H100, CuPy 14.2).
         self._params = np.frombuffer(launch.params, np.dtype((np.void, len(launch.params))))[0]
@@ -111,27 +113,29 @@ class Ready:
             self._function = kernel.kernel
 
     def __call__(self, operands: Mapping[str, Any]) -> None:
-        self._enqueue(self._pointers(operands))
+        self._enqueue(*self._arguments(operands))
 
     def bind(self, operands: Mapping[str, Any]) -> Callable[[], None]:
         """The call with its operands fixed."""
-        return partial(self._enqueue, self._pointers(operands))
+        return partial(self._enqueue, *self._arguments(operands))
 
-    def _enqueue(self, pointers: list[Any]) -> None:
+    def _enqueue(self, pointers: list[Any], maps: list[Any]) -> None:
         if self._cuda.runtime.getDevice() != self._device_id:
             with self._cuda.Device(self._device_id):
-                self._enqueue(pointers)
+                self._enqueue(pointers, maps)
             return
         launch = self._launch
         try:
             workspace = self._workspace(launch.workspace_bytes) if launch.workspace_bytes else None
-            self._function(launch.grid, launch.block, (*pointers, workspace, self._params), launch.shared_bytes)
+            arguments = (*pointers, workspace, self._params, *maps)
+            self._function(launch.grid, launch.block, arguments, launch.shared_bytes)
         except self._refusals as error:
             raise _refused(launch, error) from error
 
-    def _pointers(self, operands: Mapping[str, Any]) -> list[Any]:
+    def _arguments(self, operands: Mapping[str, Any]) -> tuple[list[Any], list[Any]]:
+        """The pointers, and the tensor maps: their bytes are copied like the struct, wherever they lie."""
         # CuPy passes a MemoryPointer as the address (a view's offset included) and None as a null pointer.
-        pointers = []
+        pointers: list[Any] = []
         for name in _OPERANDS:
             pointer = operands.get(name)
             if pointer is not None:
@@ -142,7 +146,7 @@ class Ready:
                         f"y on {self._device_id}"
                     )
             pointers.append(pointer)
-        return pointers
+        return pointers, [encoded(tensor_map, pointers[i].ptr) for tensor_map, i in self._maps]
 
     def _workspace(self, size: int) -> Any:
         # CuPy's pool would hand the block to others while a captured graph still uses it on every replay; memory of

@@ -8,6 +8,7 @@ from gpu_conv.cuda import CudaUnavailable, compiler, device
 from gpu_conv.cuda.targets import KNOWN_TARGETS, arch_of
 from gpu_conv.launch import POINTERS
 from tests.cuda import tiny
+from tests.cuda.conftest import forget
 from tests.cuda.fake_cupy import Array, FakeCupy, Pointer
 
 pytest.importorskip("cuda.bindings.nvrtc")
@@ -15,19 +16,9 @@ pytest.importorskip("cuda.bindings.nvrtc")
 X, Y = Array(Pointer(0x1000)), Array(Pointer(0x2000))
 
 
-def forget():
-    for cached in (device._cupy, device._target, device._load, device._prepare):
-        cached.cache_clear()
-
-
 @pytest.fixture
-def cupy(monkeypatch):
-    fake = FakeCupy()
-    monkeypatch.setitem(sys.modules, "cupy", fake)
-    monkeypatch.setattr(device, "load", lambda name: tiny.TEXT)
-    forget()
-    yield fake
-    forget()
+def cupy(stand_in):
+    return stand_in(FakeCupy())
 
 
 def test_a_launch_passes_eight_pointers_and_one_struct(cupy):

@@ -1,0 +1,194 @@
+"""Tiles of ``kernels/wgmma.cu``, and the model that chooses among them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from math import ceil
+
+from ..launch import Target
+
+SLAB = 64  # input channels of one step: kSlabChannels
+_LINE_BYTES = 128  # of an operand in shared memory
+_BARRIER_BYTES = 8
+_LIMIT = 2**31
+_MOST = 256  # elements of a side of a box
+
+Pixels = tuple[int, int, int]  # images, rows, columns
+
+
+@dataclass(frozen=True)
+class Tile:
+    """The template ``Tile``: what one block computes.
+
+    Attributes:
+        warpgroups: of 64 pixels each.
+        columns: output channels.
+        stages: steps in the ring.
+        blocks: blocks per multiprocessor: while one stores, another one multiplies.
+    """
+
+    warpgroups: int
+    columns: int
+    stages: int
+    blocks: int
+
+    @property
+    def rows(self) -> int:
+        """Pixels."""
+        return self.warpgroups * 64
+
+    @property
+    def threads(self) -> int:
+        """Those that multiply, and a warp of which one lane fetches."""
+        return self.warpgroups * 128 + 32
+
+    @property
+    def stage_bytes(self) -> int:
+        return (self.rows + self.columns) * _LINE_BYTES
+
+    @property
+    def shared_bytes(self) -> int:
+        """The ring and its barriers."""
+        return self.stages * (self.stage_bytes + 2 * _BARRIER_BYTES)
+
+    @property
+    def spare_registers(self) -> int:
+        """Per thread, beside the sums: each of the four register files has 512 for its lanes."""
+        warps = ceil(self.blocks * self.threads / 32 / 4)
+        return 512 // warps // 8 * 8 - self.columns // 2
+
+    @property
+    def cpp(self) -> str:
+        """The template argument."""
+        return f"Tile<{self.warpgroups}, {self.columns}, {self.stages}, {self.blocks}>"
+
+
+# Wide tiles fetch least: a step of 128 x 256 brings 48 KB for 1024 clocks of products, of 128 x 128 32 KB for 512. One
+# block per multiprocessor does not multiply while it stores. Tiles of one warpgroup are for few pixels.
+TILES = (
+    Tile(2, 256, 4, 1),
+    Tile(2, 192, 5, 1),
+    Tile(2, 128, 3, 2),
+    Tile(2, 128, 6, 1),
+    Tile(2, 64, 4, 2),
+    Tile(1, 128, 3, 3),
+    Tile(1, 64, 3, 4),
+    Tile(1, 64, 6, 2),
+)
+# Beside the sums, without spills, with every NVRTC from 12.9: epilogues of cheap activations, and all others.
+_SPARE, _SPARE_COSTLY = 32, 64
+
+
+@dataclass(frozen=True)
+class Demand:
+    """One convolution, as far as the choice of a tile depends on it.
+
+    Attributes:
+        pixels: of the output.
+        steps: elements of the input between neighbouring pixels of the output.
+        reach: largest stride of the output and the residual, in elements.
+        taps: of the filter.
+        k, channels: input and output channels of a group.
+        groups: how many.
+        moved: bytes that device memory must move at least.
+        y_size: bytes per output element.
+        residual: whether a tensor like the output is read as well.
+        costly: whether the epilogue needs more registers.
+    """
+
+    pixels: Pixels
+    steps: Pixels
+    reach: Pixels
+    taps: int
+    k: int
+    channels: int
+    groups: int
+    moved: int
+    y_size: int
+    residual: bool
+    costly: bool
+
+    def box(self, tile: Tile) -> Pixels | None:
+        """The pixels of a tile: the powers of two that leave the fewest tiles, most square; None if none can."""
+        return _box(self, tile.rows)
+
+    def possible(self, box: Pixels) -> bool:
+        """Whether a box can be fetched, and its outputs lie close enough."""
+        fetched = all(n * step <= _MOST for n, step in zip(box, self.steps, strict=True))
+        return fetched and sum(n * far for n, far in zip(box, self.reach, strict=True)) < _LIMIT - _MOST
+
+    def pixel_tiles(self, box: Pixels) -> int:
+        """Of a group, for one tile of channels."""
+        images, rows, columns = self.counts(box)
+        return images * rows * columns
+
+    def counts(self, box: Pixels) -> Pixels:
+        """Tiles along the axes of the pixels."""
+        images, rows, columns = (ceil(n / side) for n, side in zip(self.pixels, box, strict=True))
+        return images, rows, columns
+
+    def channel_tiles(self, tile: Tile) -> int:
+        """Of a group."""
+        return ceil(self.channels / tile.columns)
+
+    def tiles(self, tile: Tile, box: Pixels) -> int:
+        """All."""
+        return self.pixel_tiles(box) * self.channel_tiles(tile) * self.groups
+
+    @property
+    def slabs(self) -> int:
+        """Of the input channels of a group."""
+        return ceil(self.k / SLAB)
+
+
+@lru_cache(maxsize=1024)
+def _box(d: Demand, pixels: int) -> Pixels | None:
+    sides = [1 << i for i in range(pixels.bit_length())]
+    boxes = [(pixels // (r * c), r, c) for r in sides for c in sides if r * c <= pixels]
+    possible = [box for box in boxes if d.possible(box)]
+    return min(possible, key=lambda box: (d.pixel_tiles(box), box[0], max(box[1:])), default=None)
+
+
+def fitting(d: Demand, target: Target) -> list[Tile]:
+    """The tiles that fit, the shortest predicted time first."""
+    spare = _SPARE_COSTLY if d.costly else _SPARE
+    found = []
+    for tile in TILES:
+        box = d.box(tile)
+        fits = tile.shared_bytes <= target.shared_per_block and tile.spare_registers >= spare
+        if box and fits and d.tiles(tile, box) < _LIMIT // 2:
+            found.append((clocks(d, tile, box, target), tile))
+    return [tile for _, tile in sorted(found, key=lambda pair: pair[0])]
+
+
+@lru_cache(maxsize=1024)
+def choose(d: Demand, target: Target) -> Tile | None:
+    """The tile with the shortest predicted time, None if none fits."""
+    return next(iter(fitting(d, target)), None)
+
+
+# Rates of one multiprocessor per clock, an H100 at 1.755 GHz, as in ``tile_model``; nothing here was measured with this
+# kernel. The cache: products of 128 x 128 at 631 TFLOP/s, which others report of one block per tile, need 42.
+_MULTIPLY_ADDS = 1727.0  # 800 TFLOP/s
+_DRAM, _L2 = 12.9, 42.0  # bytes, with all multiprocessors at work
+_ISSUE = 128 * 0.8  # instructions of threads
+_OUTPUT = 14  # instructions of the epilogue per output
+_SECOND = 0.15  # how much of what does not bind adds to what binds
+_START, _FETCH, _TILE = 2500, 1200, 800  # clocks: first barrier and step; from request to arrival; epilogue
+
+
+def clocks(d: Demand, tile: Tile, box: Pixels, target: Target) -> float:
+    """Predicted duration in clocks of the busiest multiprocessor."""
+    tiles, steps = d.tiles(tile, box), d.slabs * d.taps
+    together = min(tile.blocks, ceil(tiles / target.multiprocessors))
+    outputs = tile.rows * tile.columns
+    stored = outputs * d.y_size * (2 if d.residual else 1)
+    products = steps * outputs * SLAB / _MULTIPLY_ADDS
+    cache = (steps * tile.stage_bytes + stored) / _L2
+    epilogue = outputs * _OUTPUT / _ISSUE
+    terms = products, cache, d.moved / tiles / _DRAM, epilogue
+    busy = max(terms) + _SECOND * (sum(terms) - max(terms))
+    alone = steps * max(products / steps, _FETCH / tile.stages) + _TILE + epilogue
+    rounds = ceil(tiles / (target.multiprocessors * tile.blocks))
+    return _START + rounds * max(together * busy, alone)
