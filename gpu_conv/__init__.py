@@ -1,6 +1,6 @@
 """Neural-network convolution for CuPy and NumPy arrays."""
 
-from .blocks import inverted_residual
+from .blocks import InvertedResidual, depthwise_separable_conv2d, inverted_residual
 from .choices import tuned
 from .explain import Explanation, explain
 from .layer import Conv
@@ -13,7 +13,6 @@ from .ops import (
     conv_transpose1d,
     conv_transpose2d,
     conv_transpose3d,
-    depthwise_separable_conv2d,
 )
 from .quantized import qlinear_conv
 from .tune import tune
@@ -23,6 +22,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Conv",
     "Explanation",
+    "InvertedResidual",
     "conv",
     "conv1d",
     "conv2d",

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from .arguments import Call
+from .arguments import Call, View
 from .launch import Launch, Target
 from .problem import ConvProblem
 
 if TYPE_CHECKING:
     from . import cpu, dispatch
+    from .cpu.chain import Chain
     from .cuda.device import Ready
 
 DEVICES = ("cpu", "cuda", "emulator")
@@ -106,15 +107,15 @@ def target_of(device: Device) -> Target:
     return device.target if isinstance(device, Recorder) else target(device)
 
 
-def launcher(device: Device) -> Callable[[Launch, Mapping[str, Any]], None]:
-    """What runs one launch on its operands, on a device that is not the CPU."""
+def launched(launch: Launch, device: Device) -> Run:
+    """A function of the operands that runs one launch, on a device that is not the CPU."""
     if isinstance(device, Recorder):
-        return device.record
+        return partial(device.record, launch)
     if device == "cuda":
-        from .cuda import device as cuda_device
+        from .dispatch import Step
 
-        return cuda_device.run
-    return _emulator_run()
+        return _OnCuda((Step(launch),))
+    return partial(_emulator_run(), launch)
 
 
 def prepare(call: Call, device: Device, kernel: str | None = None) -> Run:
@@ -146,9 +147,17 @@ def prepare(call: Call, device: Device, kernel: str | None = None) -> Run:
     return run
 
 
+def chained(calls: Sequence[Call]) -> Run | None:
+    """A function of the first's ``x`` and the last's ``y`` as the user has them; None where three calls do as well."""
+    from .cpu import chain
+
+    layers: list[Any] = [(call.problem, call.operands["w"], call.operands["bias"]) for call in calls]
+    return None if chain.refuses(layers) else _ChainOnCpu(chain.Chain(layers), calls[0].x_view, calls[-1].y_view)
+
+
 def bind(run: Run, operands: Mapping[str, Any]) -> Callable[[], None]:
     """``run`` with its operands fixed: they are looked at only once."""
-    return run.bind(operands) if isinstance(run, (_OnCpu, _OnCuda)) else partial(run, operands)
+    return run.bind(operands) if isinstance(run, (_OnCpu, _ChainOnCpu, _OnCuda)) else partial(run, operands)
 
 
 class _OnCpu:
@@ -160,6 +169,19 @@ class _OnCpu:
 
     def bind(self, o: Mapping[str, Any]) -> Callable[[], None]:
         return self._prepared.bind(o["x"], o["y"], o["residual"], o["x_zero_point"])
+
+
+@dataclass(frozen=True)
+class _ChainOnCpu:
+    chain: Chain
+    x_view: View
+    y_view: View
+
+    def __call__(self, o: Mapping[str, Any]) -> None:
+        self.bind(o)()
+
+    def bind(self, o: Mapping[str, Any]) -> Callable[[], None]:
+        return self.chain.bind(self.x_view(o["x"]), self.y_view(o["y"]))
 
 
 class _OnCuda:

@@ -38,7 +38,7 @@ def warmup(
         The kernels, in the order of their first use. CuPy's own kernels are not among them.
 
     Raises:
-        ValueError: an unknown architecture, or an open axis without a size.
+        ValueError: an unknown architecture, an open axis without a size, or a size for no open axis.
         CudaUnavailable: NVRTC is missing.
 
     Example:
@@ -71,6 +71,10 @@ def warmup(
 def stand_ins(model: Model, dims: Mapping[str, int]) -> dict[str, np.ndarray[Any, Any]]:
     """Zeros for the inputs of a model, open axes sized by ``dims``."""
     arrays = {}
+    named = {size for port in model.inputs for size in port.shape or () if isinstance(size, str)}
+    if unknown := dims.keys() - named:
+        ports = ", ".join(map(str, model.inputs))
+        raise ValueError(f"the inputs have no open axis called {', '.join(sorted(unknown))}: {ports}")
     for port in model.inputs:
         if port.shape is None or port.dtype is None:
             raise ValueError(f"the model does not say the shape or type of its input {port}: pass a function instead")
@@ -86,4 +90,5 @@ def _size(size: int | str | None, axis: int, port: str, dims: Mapping[str, int])
         return dims[str(size)]
     if axis == 0:
         return 1
-    raise ValueError(f"axis {axis} of input {port} is open: give its size in dims, as {{{size or 'name'!r}: 224}}")
+    example = f"{{{size or 'name'!r}: 224}} (in the command: --dim {size or 'name'}=224)"
+    raise ValueError(f"axis {axis} of input {port} is open: give its size in dims, as {example}")

@@ -7,7 +7,9 @@
 //
 // Block: ROWS x COLUMNS outputs, all output channels. The input with its halo stays in shared memory; the expanded
 // channels pass in slabs of SLAB: (1) expand by mma, (2) depthwise on the ordinary cores, (3) project by mma into sums
-// that stay in registers over all slabs. The weights of the next slab arrive while the current one is used.
+// that stay in registers over all slabs. The weights of the next slab arrive while the current one is used. SPLIT
+// blocks take a part of the slabs only (batch 1): sums go to the workspace, and the last block of a tile adds them in
+// the order of the parts.
 // Warp: (1) 16 pixels x 32 channels at a time, (3) the pixels of one of PIXEL_WARPS x a share of the output channels.
 // Thread: (2) 4 channels x RUN outputs.
 // Traffic: x kInPixels / (ROWS * COLUMNS * STRIDE^2) times through L2 and about once from DRAM, y once, the weights
@@ -17,10 +19,10 @@
 #include "inverted_residual.cuh"
 
 template <class T, int IN, int OUT, int STRIDE, bool EXPAND, bool RESIDUAL, int ACT_EXPAND, int ACT_DEPTHWISE, int ACT,
-          int ROWS, int COLUMNS, int SLAB, int PIXEL_WARPS, int RUN, int SHARED>
+          int ROWS, int COLUMNS, int SLAB, int PIXEL_WARPS, int RUN, bool SPLIT, int SHARED>
 __global__ void __launch_bounds__(256, 1)
-    inverted_residual(const T* x, const uint8* w, const float* bias, const T*, const int32*, const int32*, T* y, void*,
-                      const InvertedResidualParams p) {
+    inverted_residual(const T* x, const uint8* w, const float* bias, const T*, const int32*, const int32*, T* y,
+                      void* workspace, const InvertedResidualParams p) {
     typedef ResidualTile<IN, OUT, STRIDE, EXPAND, ROWS, COLUMNS, SLAB, PIXEL_WARPS, RUN> Tile;
     static_assert(same<T, float16> || same<T, bfloat16>, "the products are of 16-bit types");
     static_assert(!RESIDUAL || (STRIDE == 1 && IN == OUT), "the residual is the input");
@@ -29,13 +31,16 @@ __global__ void __launch_bounds__(256, 1)
     const uint32 base = shared_address(shared);
     uint16* const table = reinterpret_cast<uint16*>(shared + Tile::kTable);
 
-    const int thread = threadIdx.x, tile = blockIdx.x / p.column_tiles, n = tile / p.row_tiles;
-    const int q0 = (blockIdx.x - tile * p.column_tiles) * COLUMNS, p0 = (tile - n * p.row_tiles) * ROWS;
+    const int splits = SPLIT ? p.splits : 1, tile = blockIdx.x / splits, part = blockIdx.x - tile * splits;
+    const int thread = threadIdx.x, row_of_tiles = tile / p.column_tiles, n = row_of_tiles / p.row_tiles;
+    const int q0 = (tile - row_of_tiles * p.column_tiles) * COLUMNS, p0 = (row_of_tiles - n * p.row_tiles) * ROWS;
+    const int slabs_per_part = ceil_div(p.slabs, splits), first_slab = part * slabs_per_part;
+    const int end_slab = min_of(p.slabs, first_slab + slabs_per_part);
     const int top = p0 * STRIDE - p.padding[0], left = q0 * STRIDE - p.padding[1];
 
     // Load.
     load_input<Tile>(base, x + int64(n) * p.in[0] * p.in[1] * IN, p, top, left);
-    load_weights<Tile>(base + Tile::kSlabs, w);
+    load_weights<Tile>(base + Tile::kSlabs + first_slab % 2 * Tile::kWeights, w + int64(first_slab) * Tile::kWeights);
     copy_commit();
     int count = 0;
     if constexpr (EXPAND) count = list_pixels<Tile>(table, p, top, left);
@@ -44,15 +49,15 @@ __global__ void __launch_bounds__(256, 1)
         store(shared + Tile::kExpanded + i * 16, zero_vector<unsigned char, 16>());
     }
     Projection<Tile, T> projection;
-    projection.start(bias);
+    projection.start(part == 0 ? bias : nullptr);
 
     // Compute.
-    for (int slab = 0; slab < p.slabs; slab++) {
+    for (int slab = first_slab; slab < end_slab; slab++) {
         const int weights = Tile::kSlabs + slab % 2 * Tile::kWeights,
                   next = Tile::kSlabs + (slab + 1) % 2 * Tile::kWeights;
         copy_wait<0>();
         __syncthreads();  // the weights are here, and nobody uses those of the slab before any more
-        if (slab + 1 < p.slabs) load_weights<Tile>(base + next, w + int64(slab + 1) * Tile::kWeights);
+        if (slab + 1 < end_slab) load_weights<Tile>(base + next, w + int64(slab + 1) * Tile::kWeights);
         copy_commit();
         if constexpr (EXPAND) {
             expand<Tile, T>(shared, base, weights, table, count, Epilogue<ACT_EXPAND, float>(p.alpha[0], p.beta[0]));
@@ -64,7 +69,14 @@ __global__ void __launch_bounds__(256, 1)
         __syncthreads();
         projection.add(base + Tile::kDepthwise, base + weights + Tile::kProject);
     }
-    __syncthreads();  // the results take the place of what the last products read
+    if constexpr (SPLIT) {
+        if (!add_across_blocks<Tile::kThreads>(projection, static_cast<float*>(nullptr), workspace, tile,
+                                               int(gridDim.x) / splits, part, splits, true, thread)) {
+            return;
+        }
+    } else {
+        __syncthreads();  // the results take the place of what the last products read
+    }
 
     // Store.
     const Epilogue<ACT, float> act(p.alpha[2], p.beta[2]);

@@ -1,5 +1,6 @@
 // The three stages of an inverted residual on one block's tile in shared memory: see inverted_residual.cu.
 #pragma once
+#include "across_blocks.cuh"
 #include "epilogue.cuh"
 #include "tensor_core.cuh"
 
@@ -11,10 +12,11 @@ struct InvertedResidualParams {
     int32 column_tiles;  // blocks along the columns and rows of an image
     int32 row_tiles;
     int32 slabs;      // of SLAB expanded channels
+    int32 splits;     // blocks that share the slabs of a tile
     double alpha[3];  // of the activations after the expansion, the depthwise convolution and the projection
     double beta[3];
 };
-static_assert(sizeof(InvertedResidualParams) == 88, "gpu_conv/families/inverted_residual.py packs this struct");
+static_assert(sizeof(InvertedResidualParams) == 96, "gpu_conv/families/inverted_residual.py packs this struct");
 
 // Bytes of a line of 16-byte chunks: an odd number of them, so that 8 successive lines lie in different banks.
 __host__ __device__ constexpr int line_bytes(int channels) { return (ceil_div(channels, 8) | 1) * 16; }
@@ -189,8 +191,8 @@ DEVICE void convolve(unsigned char* shared, int from, int from_line, int weights
 // Stage 3: the sums of this warp's pixels and output channels, kept in registers over all slabs.
 template <class Tile, class T>
 struct Projection {
-    float sum[2 * Tile::kPixelTiles][Tile::kChannelTiles]
-             [2];  // rows i * 16 + lane / 4 and 8 below, columns 2 * (lane % 4)
+    static constexpr int kRows = 2 * Tile::kPixelTiles, kColumns = Tile::kChannelTiles, kRun = 2;
+    float sum[kRows][kColumns][kRun];  // rows i * 8 + lane / 4, columns j * 8 + lane % 4 * 2 and the next
     int first_pixel, first_tile;
 
     DEVICE Projection() {

@@ -106,7 +106,8 @@ def stub(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(device, "_target", lambda number: H100)
     kernel = SimpleNamespace(kernel=lambda *a: launched.append(a), max_dynamic_shared_size_bytes=0)
     monkeypatch.setattr(device, "_load", lambda *a: (kernel, 0))
-    monkeypatch.setattr(packing, "_copied", lambda w, axes, library: w)  # copying is the GPU's
+    monkeypatch.setattr(packing, "_copied", lambda w, axes, library: w)  # copying and waiting are the GPU's
+    monkeypatch.setattr(device, "settle", lambda: None)
     monkeypatch.setattr(calls, "_plans", {})
     cupy.cuda.set_allocator(lambda size: memory + (1 << 33))
 

@@ -30,8 +30,11 @@ def test_inverted_residual_networks(stages: Any, same: bool, convolutions: int, 
     runner = load(model)
     for batch in (1, 3):
         assert_agrees(runner, model, {"x": normal(batch, 3, 96, 96, seed=batch)}, 1e-5)
-    # everything is fused into the convolutions, and nothing is transposed between them
-    assert steps(runner, normal(1, 3, 96, 96)) == {"Conv": convolutions, **BORDERS}
+    # everything is fused into the convolutions, nothing is transposed between them; large blocks go row by row
+    found = steps(runner, normal(1, 3, 96, 96))
+    blocks = found.pop("InvertedResidual")
+    assert blocks >= 1
+    assert found == {"Conv": convolutions - 3 * blocks, **BORDERS}
 
 
 @pytest.mark.parametrize("path", gm.light_models(), ids=lambda p: p.stem)

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from . import layout
+from .blocks import Block, find
 from .buffers import Buffer, Pads, Pool
 from .device import location, namespace
 from .errors import EXPECTED, NodeError
@@ -106,15 +107,28 @@ class Planner:
             self.values[name] = Value(array, static=True, foreign=True)
         self.kept.update(port.name for port in graph.outputs)
         outer, self.consumers = self.consumers, graph.consumers()
+        blocks, done = self.blocks(graph), set[int]()
         for node, dying in zip(graph.nodes, graph.dying(), strict=True):
             try:
-                self.node(node)
+                block = blocks.get(id(node)) if id(node) not in done else None
+                if block and self.node(block.node):
+                    done.update(map(id, block.members))
+                if id(node) not in done:
+                    self.node(node)
             except EXPECTED as error:
                 inputs = ", ".join(self.describe(name) for name in node.inputs if name)
                 raise NodeError.wrap(node, error, f" [inputs: {inputs}]") from error
             for name in dying:
-                self.release(name)
+                if name in self.values:  # what lies within a block has no value
+                    self.release(name)
         self.consumers = outer
+
+    def blocks(self, graph: Graph) -> dict[int, Block]:
+        """The convolutions that one kernel may compute together, by the first of them."""
+        key = find, id(graph)
+        if key not in self.memos:
+            self.memos[key] = find(graph)
+        return self.memos[key]
 
     def describe(self, name: str) -> str:
         value = self.values[name]
@@ -130,27 +144,31 @@ class Planner:
         if self.plan.steps:
             self.plan.steps[-1].drops += slots
 
-    def node(self, node: Node) -> None:
+    def node(self, node: Node) -> bool:
+        """Run and record a node; False and nothing done for one that stands for several and is no better than they."""
         row = OPS[node.op]
         names = [*node.inputs, *(dict.fromkeys(c for g in node.graphs for c in g.captures))]
         values = [self.values[n] if n else None for n in names]
         present = [v for v in values if v is not None]
         if node.op == "If" and present[0].static:
             self.inline(node, bool(present[0].array))
-            return
+            return True
         modules = [namespace(v.array) for i, v in enumerate(values) if v and i not in row.host]
         xp = next((module for module in modules if module is not np), np)  # the host's arrays go to the device's
         call = Call(node, xp, self.device, memo=self.memos.setdefault((id(node), xp.__name__, self.locations), {}))
         if all(v.static for v in present) or (row.shape_only and all(v.stable for v in present)):
             self.compute(node, row, call, values)
-            return
+            return True
         ranks, lasts = [v.array.ndim if v else None for v in values], [bool(v and v.last) for v in values]
         call.last, rank, targets = layout.wanted(row, node, ranks, lasts)
         operands = [
             self.operand(n, v, t, rank if t else 0, None if i in row.host else xp)
             for i, (n, v, t) in enumerate(zip(names, values, targets, strict=True))
         ]
+        if row.pays and not row.pays(call, *[v.array for v in operands]):
+            return False
         self.run(node, row, call, operands)
+        return True
 
     def inline(self, node: Node, condition: bool) -> None:
         """The branch of an If whose condition follows from constants and shapes."""
@@ -268,12 +286,8 @@ class Planner:
             made.append(value.slot)
             if name:
                 self.values[name] = value
-        call.fixed = (
-            node.op == "Conv"
-            and call.constant_filter
-            and call.out is not None
-            and all(v.static or v.fixed for v in operands)
-        )
+        bindable = node.op == "InvertedResidual" or (node.op == "Conv" and call.constant_filter)
+        call.fixed = bindable and call.out is not None and all(v.static or v.fixed for v in operands)
         capturable = stable and not call.branches
         self.plan.steps.append(Step(row.run, call, tuple(slots), tuple(made), capturable=capturable))
 

@@ -1,127 +1,16 @@
-"""The kernel of inverted residuals in the emulator, against the three convolutions in float64, and its operator."""
+"""The kernel of inverted residuals in the emulator, against the three convolutions in float64."""
 
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-import gpu_conv
-from gpu_conv import arguments, execute, reference
 from gpu_conv.cuda.targets import KNOWN_TARGETS
-from gpu_conv.emulator import EmulationError, Emulator
+from gpu_conv.emulator import EmulationError
 from gpu_conv.families import inverted_residual as family
-from gpu_conv.families.inverted_residual import Chain, Shape, Tile
-from gpu_conv.testing.tolerance import SLOPE, tolerance
-from tests.kernels.checking import ARCHES, TARGETS, assert_lean, assert_params_match, guarded, numbers, plant
-
-SMALL = Tile(7, 7, 32, 2, 1)
-LONG = Tile(7, 7, 64, 4, 7)
-BLOCKS = {  # of MobileNetV2: map, channels in, expanded and out, stride
-    1: (112, 32, 32, 16, 1),
-    2: (112, 16, 96, 24, 2),
-    3: (56, 24, 144, 24, 1),
-    5: (28, 32, 192, 32, 1),
-    7: (28, 32, 192, 64, 2),
-    8: (14, 64, 384, 64, 1),
-    12: (14, 96, 576, 96, 1),
-    14: (14, 96, 576, 160, 2),
-    15: (7, 160, 960, 160, 1),
-    17: (7, 160, 960, 320, 1),
-}
-
-
-@dataclass
-class Block:
-    """Arrays of a chain, its convolutions one by one, and the arguments of the operator."""
-
-    x: np.ndarray
-    filters: list
-    options: dict
-
-    def steps(self, out=None):
-        """The calls of the convolutions that the operator stands for; results are stand-ins or ``out``."""
-        calls, x, given = [], self.x, self.options
-        rows = zip(("expand_", "depthwise_", ""), self.filters, strict=True)
-        for name, w in [row for row in rows if row[1] is not None]:
-            options = {"bias": given[f"{name}bias"], "activation": given[f"{name}activation"], "input_layout": "nhwc"}
-            if name == "depthwise_":
-                options |= {k: given[k] for k in ("strides", "padding")} | {"groups": len(w)}
-            if not name:
-                options |= {"residual": self.x if given["residual"] else None, "out": out}
-            calls.append(arguments.prepare(x, w, **options))
-            x = calls[-1].result
-        return calls
-
-    @property
-    def chain(self):
-        problems = [call.problem for call in self.steps()]
-        return Chain(problems[0] if len(problems) == 3 else None, *problems[-2:])
-
-    def truth(self, rounded):
-        """The result in float64, intermediate results rounded or not, and how far a right one may lie from it."""
-        value, error = None, 0.0
-        for call in self.steps():
-            problem, operands = call.problem, dict(call.operands)
-            if value is not None:
-                operands["x"] = value.reshape(problem.x.shape)
-            value = reference.convolve(problem, operands)
-            own = tolerance(problem, operands, value)
-            if np.any(error):
-                spread = {"x": error.reshape(problem.x.shape), "w": np.abs(operands["w"].astype(float))}
-                inner = reference.convolve(problem, {**operands, **spread}, magnitude=True)
-                zero = {**operands, "x": np.zeros(problem.x.shape)}
-                slope = SLOPE.get(problem.activation.name, 1.0) if problem.activation else 1.0
-                own = own + slope * (inner - reference.convolve(problem, zero, magnitude=True))
-            error = own
-            if rounded:
-                value = value.astype(problem.y.dtype).astype(float)
-        shape = call.result.shape
-        return [np.moveaxis(v[:, 0], 1, -1).reshape(shape) for v in (value, error)]
-
-
-def block(size, channels, *, dtype="float16", expand=True, residual=False, batch=1, exact=True, seed=0, **options):
-    """A block of ``channels`` (in, expanded, out). ``exact``: integers so small that float16 holds all."""
-    rng = np.random.default_rng(seed)
-    c, e, o = channels
-    shapes = ((e, c, 1, 1), (e, 1, 3, 3), (o, e, 1, 1))
-    made = [numbers(shape, dtype, rng, exact) for shape in shapes]
-    if exact:
-        made[0] *= (rng.random(shapes[0]) < 4 / c).astype(dtype)
-    else:
-        made = [(w / np.sqrt(w[0].size)).astype(dtype) for w in made]
-    biases = [numbers(n, "float32", rng, exact) for n in (e, e, o)]
-    given = dict(zip(("expand_bias", "depthwise_bias", "bias"), biases, strict=True))
-    given |= {"expand_activation": "relu6", "depthwise_activation": "relu6", "activation": None}
-    given |= {"strides": 1, "padding": 1, "residual": residual} | options
-    if not expand:
-        made[0] = None
-    return Block(numbers((batch, *size, c), dtype, rng, exact), made, given)
-
-
-def run(made, *, tile=None, arch="sm_80", exact=True, seed=None):
-    """In the emulator with every check on, compared with the truth; returns launch and report."""
-    chain, target = made.chain, TARGETS[arch]
-    assert family.refuses(chain, target) is None
-    tile = tile or family.tiles(chain, target)[0]
-    out, clear, check_guards = guarded(made.steps()[-1].result.shape, made.x.dtype)
-    clear()
-    filters = dict(zip(("expand", "depthwise", "project"), made.filters, strict=True))
-    filters = {k: w if w is None else w[:, 0] if k == "depthwise" else w[:, :, 0, 0] for k, w in filters.items()}
-    filters |= {k: made.options[k] for k in ("expand_bias", "depthwise_bias")}
-    launch = family.plan(chain, target, tile)
-    operands = {"x": made.x, "w": family.weights(chain, tile, filters, np), "bias": made.options["bias"], "y": out}
-    report = Emulator(arch, seed=seed).run(launch, operands)
-    check_guards()
-    truth, error = made.truth(rounded=exact)
-    if exact:
-        np.testing.assert_array_equal(out.astype(float), truth)
-    else:
-        assert np.array_equal(np.isnan(out.astype(float)), np.isnan(truth))
-        worst = np.nanmax(np.abs(out.astype(float) - truth) / error)
-        assert worst <= 1, worst
-        assert worst > 1e-4, "so far from the bound that the bound says nothing"
-    return launch, report, out
+from gpu_conv.families.inverted_residual_model import TILES, Shape, Tile, tiles
+from tests.kernels.chains import BLOCKS, LONG, SMALL, block, run, shape_of
+from tests.kernels.checking import ARCHES, assert_lean, assert_params_match, plant
 
 
 @pytest.mark.parametrize(
@@ -141,13 +30,42 @@ def test_residues(residue):
     run(block(size, (8, 24, 16), strides=stride, seed=residue), tile=SMALL, arch=ARCHES[residue // 2 % 2])
 
 
-@pytest.mark.parametrize("i", range(0, len(family.TILES), 2))
+@pytest.mark.parametrize("i", range(0, len(TILES), 2))
 def test_tiles(i):
     """Every second of the table; the compile matrix has them all."""
-    tile = family.TILES[i]
+    tile = TILES[i]
     stride = 2 if tile.run < 4 else 1
     made = block((tile.rows * stride - 1, tile.columns * stride), (16, tile.slab + 8, 40), strides=stride)
     run(made, tile=tile, arch="sm_80")
+
+
+@pytest.mark.parametrize(
+    ("splits", "arch", "options"),
+    [(2, "sm_80", {"residual": True}), (3, "sm_120", {"strides": 2, "batch": 2}), (3, "sm_80", {"expand": False})],
+)
+def test_blocks_that_share_the_slabs(splits, arch, options):
+    """Parts of one and two slabs, the last one not full, several tiles."""
+    channels = (72, 72, 16) if "expand" in options else (16, 72, 16)
+    launch, _, _ = run(block((9, 12), channels, **options), tile=replace(SMALL, splits=splits), arch=arch)
+    assert launch.grid[0] % splits == 0
+
+
+def test_split_sums_are_rounded_once():
+    made = block((9, 12), (24, 136, 24), exact=False, residual=True, activation="relu")
+    run(made, tile=replace(SMALL, splits=5), exact=False)
+
+
+@pytest.mark.parametrize("number", BLOCKS)
+def test_a_split_fills_an_idle_device_once(number):
+    """At batch 1 parts of a tile run side by side; at batch 256 there are enough tiles."""
+    target = KNOWN_TARGETS["sm_90a"]
+    for chain in (shape_of(number, batch=1), shape_of(number)):
+        for tile in tiles(chain, target):
+            shape = Shape(chain, tile)
+            assert tile.splits == 1 or shape.blocks <= target.multiprocessors * shape.together(target)
+            assert (tile.splits - 1) * shape.slabs_each < shape.slabs, "no part is empty"
+    assert tiles(chain, target)[0].splits == 1
+    assert tiles(shape_of(number, batch=1), target)[0].splits > 1 or number < 8
 
 
 @pytest.mark.parametrize("channels", [(8, 8, 8), (40, 40, 24)])
@@ -196,9 +114,20 @@ def test_infinity_in_one_pixel():
     assert np.isfinite(out).all()
 
 
+@pytest.mark.parametrize("splits", [1, 2])
+def test_nan_in_one_pixel(splits):
+    """It reaches the outputs whose window holds it, and no others; ``run`` compares which are NaN."""
+    made = block((9, 9), (16, 40, 16), exact=False, residual=True)
+    made.x[0, 3, 6, 5] = np.nan
+    _, _, out = run(made, tile=replace(SMALL, splits=splits), exact=False)
+    assert np.isnan(out[0, 2:5, 5:8]).all()
+    assert np.isnan(out).sum() == 9 * 16
+
+
 def test_every_schedule_gives_the_same(seed):
     made = block((8, 8), (16, 72, 16), exact=False, residual=True)
-    assert len({run(made, tile=SMALL, exact=False, seed=s)[2].tobytes() for s in (None, seed)}) == 1
+    for tile in (SMALL, replace(SMALL, splits=3)):
+        assert len({run(made, tile=tile, exact=False, seed=s)[2].tobytes() for s in (None, seed)}) == 1
 
 
 def test_traffic():
@@ -212,17 +141,6 @@ def test_traffic():
     assert counters.store_sectors_per_request > 15  # of 16; the last warp has a quarter
 
 
-def shape_of(number, batch=256):
-    """A block of MobileNetV2 as a chain; its memory is never touched."""
-    size, c, e, o, stride = BLOCKS[number]
-    filters = [np.empty(s, "float16") for s in ((e, c, 1, 1), (e, 1, 3, 3), (o, e, 1, 1))]
-    filters[0] = filters[0] if e != c else None
-    options = {"expand_bias": None, "depthwise_bias": None, "bias": None, "strides": stride, "padding": 1}
-    options |= {"expand_activation": "relu6", "depthwise_activation": "relu6", "activation": None}
-    x = np.empty((batch, size, size, c), "float16")
-    return Block(x, filters, options | {"residual": stride == 1 and c == o}).chain
-
-
 @pytest.mark.parametrize(("number", "arch"), [(12, "sm_80"), (17, "sm_90a"), (8, "sm_120")])
 def test_registers_do_not_spill(number, arch):
     """The most that a thread keeps in registers where the shared memory allows it; the compile matrix has more."""
@@ -234,7 +152,7 @@ def test_every_block_of_mobilenet_fits_an_h100():
     for number in BLOCKS:
         chain = shape_of(number)
         assert family.refuses(chain, target) is None, number
-        for tile in family.tiles(chain, target):
+        for tile in tiles(chain, target):
             assert Shape(chain, tile).shared_bytes <= target.shared_per_block
 
 
@@ -252,41 +170,6 @@ def test_refusals():
     assert "stride 1 or 2" in reason(strides=3)
     assert "multiples" in reason(channels=(12, 32, 8)) or "8 channels" in reason(channels=(12, 32, 8))
     assert "too many channels" in reason(channels=(1024, 32, 8))
-
-
-@pytest.mark.parametrize("options", [{}, {"residual": True}, {"strides": 2}, {"padding": "same_upper", "strides": 2}])
-def test_operator(options):
-    """On the emulator in one launch, on NumPy as three convolutions: the same numbers."""
-    made = block((8, 10), (16, 48, 16), **options)
-    call = partial(gpu_conv.inverted_residual, made.x, *made.filters, input_layout="nhwc", **made.options)
-    recorder = execute.Recorder(KNOWN_TARGETS["sm_80"])
-    with execute.instead(recorder):
-        call()
-    assert [launch.kernel for launch in recorder.launches] == ["inverted_residual"]
-    truth, _ = made.truth(rounded=True)
-    for device in ("emulator", "cpu"):
-        out = np.full(truth.shape, np.nan, "float16")
-        assert call(device=device, out=out) is out
-        np.testing.assert_array_equal(out.astype(float), truth)
-
-
-def test_operator_falls_back_to_three_convolutions():
-    """Channels first, another dtype, another filter: what the kernel refuses."""
-    made = block((6, 5), (8, 24, 8), dtype="float32", residual=True)
-    truth, _ = made.truth(rounded=True)
-    x = np.ascontiguousarray(np.moveaxis(made.x, -1, 1))
-    y = gpu_conv.inverted_residual(x, *made.filters, **made.options)
-    np.testing.assert_array_equal(np.moveaxis(y, 1, -1), truth)
-    recorder = execute.Recorder(KNOWN_TARGETS["sm_80"])
-    with execute.instead(recorder):
-        gpu_conv.inverted_residual(x, *made.filters, **made.options)
-    assert len(recorder.launches) == 3
-
-
-def test_operator_without_expansion():
-    made = block((6, 5), (8, 8, 16), expand=False)
-    y = gpu_conv.inverted_residual(made.x, *made.filters, input_layout="nhwc", device="emulator", **made.options)
-    np.testing.assert_array_equal(y.astype(float), made.truth(rounded=True)[0])
 
 
 BUGS = {
@@ -309,6 +192,18 @@ BUGS = {
     "the filling channels are live": ("p.expanded - slab * SLAB, act", "SLAB, act"),
     "the pixels of another image": ("x + int64(n) *", "x + 0 *"),
 }
+SPLIT_BUGS = {
+    "every part adds the bias": ("part == 0 ? bias : nullptr", "bias"),
+    "a part takes what follows, too": ("min_of(p.slabs, first_slab + slabs_per_part)", "p.slabs"),
+    "the first weights in the other half": ("first_slab % 2 * Tile::kWeights", "0"),
+    "the weights of the first part": ("w + int64(first_slab) * Tile::kWeights", "w"),
+    "the ticket of another tile": ("workspace, tile,", "workspace, 0,"),
+    "no fence before the ticket": (
+        "__threadfence();\n    __syncthreads();\n    if (thr",
+        "__syncthreads();\n    if (thr",
+    ),
+    "a part is left out": ("for (int other = 1; other < parts", "for (int other = 2; other < parts"),
+}
 
 
 @pytest.mark.parametrize("name", BUGS)
@@ -323,3 +218,10 @@ def test_planted_bugs_are_found(name, monkeypatch):
         made.filters[0] = np.abs(made.filters[0]) + np.float16(0.1)
     with pytest.raises((EmulationError, AssertionError)):
         run(made, tile=SMALL, exact=name != "the filling channels are live")
+
+
+@pytest.mark.parametrize("name", SPLIT_BUGS)
+def test_planted_bugs_of_a_split_are_found(name, monkeypatch):
+    plant(monkeypatch, "inverted_residual.cu", *SPLIT_BUGS[name])
+    with pytest.raises((EmulationError, AssertionError)):
+        run(block((5, 8), (16, 72, 16), batch=2, residual=True), tile=replace(SMALL, splits=3))

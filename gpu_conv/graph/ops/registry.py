@@ -122,6 +122,7 @@ class Op:
         shape_only: whether the result depends on the operands' shapes alone.
         data_dependent: whether the result's shape depends on values.
         kernel: ``kernel(call, *operands)`` names what computes the node, for the profile; None: the array library.
+        pays: for a node that stands for several: ``pays(call, *operands)`` says whether it is better than they are.
     """
 
     run: Callable[..., Any]
@@ -133,6 +134,7 @@ class Op:
     shape_only: bool
     data_dependent: bool
     kernel: Callable[..., str] | None
+    pays: Callable[..., bool] | None = None
 
 
 OPS: dict[str, Op] = {}
@@ -148,12 +150,13 @@ def op(
     shape_only: bool = False,
     data_dependent: bool = False,
     kernel: Callable[..., str] | None = None,
+    pays: Callable[..., bool] | None = None,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Register a function as the implementation of the named operators."""
     choose: Callable[[Node], Layout] = layout if callable(layout) else lambda _: layout
 
     def register(run: Callable[..., Any]) -> Callable[..., Any]:
-        row = Op(run, choose, frozenset(data), frozenset(host), views, out, shape_only, data_dependent, kernel)
+        row = Op(run, choose, frozenset(data), frozenset(host), views, out, shape_only, data_dependent, kernel, pays)
         OPS.update(dict.fromkeys(names, row))
         return run
 

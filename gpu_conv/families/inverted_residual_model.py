@@ -1,0 +1,279 @@
+"""Which tile the kernel of inverted residuals gets, and whether it is faster than three kernels: predicted times."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+from math import ceil
+
+from ..launch import Target
+from ..layout import contiguous_strides
+from ..problem import ConvProblem, Tensor
+from . import pointwise, pointwise_model
+
+THREADS = 256
+REGISTERS = 168  # of sums and filters that a thread keeps; at most 214 registers in all
+LINE = 32  # tickets of a workspace are padded to this many
+
+
+@dataclass(frozen=True)
+class Chain:
+    """An inverted residual as the convolutions that it consists of.
+
+    Attributes:
+        expand: 1x1, or None.
+        depthwise: 3x3; its input is the result of ``expand``.
+        project: 1x1; its residual, if any, is the input of the chain.
+    """
+
+    expand: ConvProblem | None
+    depthwise: ConvProblem
+    project: ConvProblem
+
+    @property
+    def first(self) -> ConvProblem:
+        return self.expand or self.depthwise
+
+    @property
+    def in_channels(self) -> int:
+        return self.first.in_channels
+
+    @property
+    def expanded(self) -> int:
+        return self.depthwise.out_channels
+
+    @property
+    def out_channels(self) -> int:
+        return self.project.out_channels
+
+    @property
+    def stride(self) -> int:
+        return self.depthwise.strides[0]
+
+    @property
+    def bytes(self) -> int:
+        """The fewest that device memory must move: input, output and filters, nothing between."""
+        steps = [p for p in (self.expand, self.depthwise, self.project) if p]
+        return self.first.x.nbytes + self.project.y.nbytes + sum(p.w.nbytes for p in steps)
+
+
+@dataclass(frozen=True)
+class Tile:
+    """What a block computes.
+
+    Attributes:
+        rows, columns: outputs.
+        slab: expanded channels at a time.
+        pixel_warps: of the 8 warps of the projection, how many share the pixels; the others share its channels.
+        run: neighbouring outputs that a thread computes of the depthwise convolution.
+        splits: blocks that share the slabs of a tile.
+    """
+
+    rows: int
+    columns: int
+    slab: int
+    pixel_warps: int
+    run: int
+    splits: int = 1
+
+    @property
+    def pixels(self) -> int:
+        return self.rows * self.columns
+
+
+# Those that prototypes used on the maps of MobileNetV2, long runs for small maps, and low tiles for a small batch.
+TILES = (
+    Tile(8, 8, 32, 4, 2),
+    Tile(14, 8, 32, 8, 4),
+    Tile(14, 4, 32, 4, 2),
+    Tile(7, 14, 32, 8, 2),
+    Tile(7, 14, 32, 4, 2),
+    Tile(7, 7, 32, 2, 1),
+    Tile(7, 14, 64, 8, 7),
+    Tile(7, 14, 64, 4, 7),
+    Tile(7, 7, 64, 4, 7),
+    Tile(7, 7, 64, 2, 7),
+    Tile(14, 14, 64, 4, 7),
+    Tile(4, 14, 64, 4, 2),
+    Tile(4, 7, 64, 2, 1),
+    Tile(2, 7, 64, 1, 1),
+)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A chain cut into tiles: the sizes that ``ResidualTile`` in ``kernels/inverted_residual.cuh`` counts too."""
+
+    chain: Chain
+    tile: Tile
+
+    @property
+    def in_pixels(self) -> int:
+        """Input pixels of a block, halo included."""
+        rows, columns = ((n - 1) * self.chain.stride + 3 for n in (self.tile.rows, self.tile.columns))
+        return rows * columns
+
+    @property
+    def in_steps(self) -> int:
+        """Of 16 input channels."""
+        return ceil(self.chain.in_channels / 16)
+
+    @property
+    def in_line(self) -> int:
+        return line_bytes(self.in_steps * 16)
+
+    @property
+    def slab_line(self) -> int:
+        return line_bytes(self.tile.slab)
+
+    @property
+    def slabs(self) -> int:
+        return ceil(self.chain.expanded / self.tile.slab)
+
+    @property
+    def slabs_each(self) -> int:
+        """Of one block."""
+        return ceil(self.slabs / self.tile.splits)
+
+    @property
+    def pixel_tiles(self) -> int:
+        """Of 16 outputs, per warp."""
+        return ceil(self.tile.pixels / (16 * self.tile.pixel_warps))
+
+    @property
+    def channel_tiles(self) -> int:
+        """Of 8 output channels, per warp."""
+        return ceil(ceil(self.chain.out_channels / 8) / (8 // self.tile.pixel_warps))
+
+    @property
+    def tiles(self) -> tuple[int, int]:
+        """Blocks along the rows and columns of an image."""
+        rows, columns = self.chain.project.out_spatial
+        return ceil(rows / self.tile.rows), ceil(columns / self.tile.columns)
+
+    @cached_property
+    def blocks(self) -> int:
+        return self.chain.project.batch * self.tiles[0] * self.tiles[1] * self.tile.splits
+
+    @cached_property
+    def weights(self) -> int:
+        """Bytes of one slab of weights."""
+        expand = self.tile.slab * (self.in_line + 4) if self.chain.expand else 0
+        return expand + self.chain.out_channels * self.slab_line + 10 * 4 * self.tile.slab
+
+    @cached_property
+    def shared_bytes(self) -> int:
+        """SHARED of the kernel."""
+        x = self.in_pixels * self.in_line
+        expanded = self.in_pixels * self.slab_line + ceil(self.in_pixels / 16) * 32 if self.chain.expand else 0
+        depthwise = self.pixel_tiles * 16 * self.tile.pixel_warps * self.slab_line
+        return max(
+            x + expanded + depthwise + 2 * self.weights,
+            x + self.tile.pixels * line_bytes(self.chain.out_channels),
+        )
+
+    @cached_property
+    def sums(self) -> int:
+        """Of the projection, per thread."""
+        return 4 * self.pixel_tiles * self.channel_tiles
+
+    @property
+    def workspace_bytes(self) -> int:
+        """One ticket per tile, then the sums of every block."""
+        if self.tile.splits == 1:
+            return 0
+        return 4 * (ceil(self.blocks // self.tile.splits / LINE) * LINE + self.blocks * THREADS * self.sums)
+
+    @cached_property
+    def kept(self) -> int:
+        """Registers of a thread for sums and for filters of the expansion."""
+        return self.sums + (8 * self.in_steps if self.chain.expand else 0)
+
+    def fits(self, target: Target) -> bool:
+        static = 16 if self.tile.splits > 1 else 0  # whether this block is the last of its tile
+        return self.shared_bytes + static <= target.shared_per_block and self.kept <= REGISTERS
+
+    def together(self, target: Target) -> int:
+        """Blocks that a multiprocessor holds. The registers are those of 24 instantiations for sm_90a, within 12."""
+        shared = (target.shared_per_block + 1024) // (self.shared_bytes + 1024)
+        registers = max(self.kept + 48, self.sums + 4 * self.tile.run + 60)
+        return max(1, min(shared, 65536 // (THREADS * registers), 6))
+
+    def clocks(self, target: Target) -> float:
+        """Predicted duration: what a multiprocessor issues, or the barriers of its blocks one after the other."""
+        each = ceil(self.blocks / target.multiprocessors)
+        issue = self._instructions / _ISSUE
+        alone = issue + self.slabs_each * _SLAB_LATENCY
+        work = max(each * issue, ceil(each / self.together(target)) * alone)
+        if self.tile.splits > 1:
+            work += _HAND_OVER + self.tile.splits * THREADS * self.sums * 4 / _READ
+        return _START + work
+
+    @cached_property
+    def _instructions(self) -> float:
+        """Of warps, for one block."""
+        tile, stride = self.tile, self.chain.stride
+        expand = ceil(self.in_pixels / 16) * (tile.slab / 32) * (5 * self.in_steps + 90) if self.chain.expand else 0
+        reads = 3 * (3 + 5 * ((tile.run - 1) * stride + 3))
+        depthwise = tile.pixels / tile.run * tile.slab / 128 * (reads + tile.run * (36 + 14) + 25)
+        products = tile.slab / 16 * (self.pixel_tiles + self.channel_tiles * (0.5 + self.pixel_tiles)) * 8
+        return self.slabs_each * (expand + depthwise + products + self.weights / 512 * 8)
+
+
+# Fitted to the times of prototypes of this kernel on an H100, cold L2, replayed as a graph: 48 of whole chains at
+# batch 32 and 256, within 1.35 (median 1.10), and 11 of split ones at batch 1, within 1.26. Their blocks reset the
+# tickets themselves: clearing them is added. This kernel itself, and its three low tiles, have not been timed.
+_ISSUE = 1.75  # instructions of warps per clock of a multiprocessor
+_SLAB_LATENCY = 2000  # clocks: three barriers, the first loads of three stages
+_START = 1800  # clocks: start and end of a launch
+_HAND_OVER = 5000 + 2000  # clocks: fence, ticket and the last block's start; clearing the tickets, a launch of its own
+_READ = 40.0  # bytes per clock that the last block of a tile reads of the partial sums
+# What three launches take instead: MobileNetV2's layers of 16 bits, channels last, measured on the same GPU, are within
+# 1.3 of it. A product that its arithmetic or latency binds takes what its own model says.
+_BYTES = 10.0  # that a multiprocessor moves per clock in a launch that does little else
+_LAUNCH = 2500  # clocks: start and end of a launch, and the least that its threads wait for memory
+
+
+def line_bytes(channels: int) -> int:
+    """Bytes of a line of 16-bit elements in shared memory: an odd number of 16-byte chunks."""
+    return (ceil(channels / 8) | 1) * 16
+
+
+@lru_cache(maxsize=1024)
+def slower(chain: Chain, target: Target) -> str | None:
+    """Why separate launches are predicted to be faster than one; None if they are not."""
+    one = Shape(chain, tiles(chain, target)[0]).clocks(target)
+    steps = [p for p in (chain.expand, chain.depthwise, chain.project) if p]
+    apart = sum(_separate(p, target) for p in steps)
+    return f"{one:.0f} clocks in one launch, {apart:.0f} in {len(steps)}" if one > apart else None
+
+
+def _separate(problem: ConvProblem, target: Target) -> float:
+    """Predicted clocks of one of the convolutions in a launch of its own."""
+    problem = replace(problem, x=_channels_last(problem.x), y=_channels_last(problem.y))
+    clocks = max(_LAUNCH, problem.bytes / (_BYTES * target.multiprocessors)) + _LAUNCH
+    if pointwise.refuses(problem, target):
+        return clocks
+    demand = pointwise.demand_of(problem)
+    return max(clocks, pointwise_model.clocks(demand, pointwise_model.choose(demand, target), target))
+
+
+def _channels_last(tensor: Tensor) -> Tensor:
+    """What lies between the convolutions as it would lie in memory: in a chain it has none."""
+    order = (0, *range(3, len(tensor.shape)), 1, 2)
+    strides = contiguous_strides(tuple(tensor.shape[a] for a in order))
+    return replace(tensor, strides=tuple(strides[order.index(a)] for a in range(len(order))), align=16)
+
+
+@lru_cache(maxsize=1024)
+def tiles(chain: Chain, target: Target) -> tuple[Tile, ...]:
+    """Those that fit, the shortest predicted time first. Only tiles that leave multiprocessors idle are split."""
+    found = []
+    for shape in (Shape(chain, tile) for tile in TILES):
+        if not shape.fits(target):
+            continue
+        slots = target.multiprocessors * shape.together(target) // shape.blocks
+        parts = {ceil(shape.slabs / each) for each in range(1, shape.slabs + 1)}  # none of them empty
+        cut = [Shape(chain, replace(shape.tile, splits=n)) for n in sorted(parts) if n == 1 or n <= slots]
+        found += [shape for shape in cut if shape.fits(target)]
+    return tuple(shape.tile for shape in sorted(found, key=lambda shape: shape.clocks(target)))
