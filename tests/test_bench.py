@@ -87,12 +87,17 @@ def test_wrong_calls(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "--peer cudnn: expected one of onnxruntime, torch, scipy" in fails("bench", "--peer", "cudnn")
     assert "--peer scipy: expected one of torch_nhwc" in fails("bench", "--device", "cuda", "--peer", "scipy")
     assert "the emulator has no clock" in fails("bench", "--device", "emulator")
+    assert "--dtype float99: expected" in fails("bench", "--device", "cuda", "--dtype", "float99")
+    assert "--plot ratios.doc: expected a file name" in fails("bench", "--plot", "ratios.doc")
 
     def no_driver() -> Any:
         raise CudaUnavailable("CuPy finds no NVIDIA driver that it can use")
 
     monkeypatch.setattr(device, "cupy", no_driver)
     assert "no NVIDIA driver" in fails("bench", "--device", "cuda")
+    monkeypatch.setattr("gpu_conv.cli.bench.find_spec", lambda name: None)
+    assert "--peer torch is not installed: pip install torch" in fails("bench", "--peer", "torch")
+    assert "none is installed: pip install onnxruntime" in fails("bench", "--plot", "ratios.svg")
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert "pip install 'gpu-conv[bench]'" in fails("bench", "--plot", "ratios.svg")
 

@@ -18,6 +18,7 @@ from typer.testing import CliRunner, Result
 import gpu_conv
 from gpu_conv import models
 from gpu_conv.cli.app import app
+from gpu_conv.cuda import CudaUnavailable, device
 from gpu_conv.models import pictures
 
 
@@ -205,12 +206,22 @@ def test_explain_reads_every_kind_of_padding(padding: str) -> None:
 
 def test_options_of_explain_that_do_not_fit() -> None:
     good = ("explain", "--x", "1,8,9,9", "--w", "8,8,3,3")
-    assert "--x 1x8: a shape is a list of integers" in fails("explain", "--x", "1x8", "--w", "8,8,3,3")
+    for shape in ("1x8", "-1,8,9,9"):
+        assert f"--x {shape}: a shape is a list of sizes" in fails("explain", "--x", shape, "--w", "8,8,3,3")
     assert "--strides 1:2: expected an integer" in fails(*good, "--strides", "1:2")
     assert "--padding same: expected an integer, one for each axis as 2,1, pairs" in fails(*good, "--padding", "same")
     assert "groups" in fails(*good, "--groups", 3)
     assert "nchx" in fails(*good, "--input-layout", "nchx")
-    assert "float99" in fails(*good, "--dtype", "float99")
+    assert "--dtype float99: expected float32, float16" in fails(*good, "--dtype", "float99")
+
+
+def test_without_a_gpu_its_device_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def no_gpu() -> None:
+        raise CudaUnavailable("a GPU needs CuPy")
+
+    monkeypatch.setattr(device, "cupy", no_gpu)
+    assert "a GPU needs CuPy" in fails("explain", "--x", "1,8,9,9", "--w", "8,8,3,3", "--device", "cuda")
+    assert "a GPU needs CuPy" in fails("run", network(tmp_path / "own.onnx"), "--device", "cuda")
 
 
 # ------------------------------------------------------------------------------------------------------------ around
@@ -258,5 +269,8 @@ def test_emulate_prints_the_counters_of_a_kernel() -> None:
     assert "emulated" in result.output
 
 
-def test_emulate_says_why_a_forced_kernel_cannot_run() -> None:
+def test_emulate_says_why_it_cannot_run() -> None:
     assert "depthwise" in fails("emulate", "--x", "1,8,9,9", "--w", "8,8,3,3", "--kernel", "depthwise")
+    assert "--dtype float99: expected" in fails("emulate", "--x", "1,8,9,9", "--w", "8,8,3,3", "--dtype", "float99")
+    assert "the output is empty" in fails("emulate", "--x", "0,8,9,9", "--w", "8,8,3,3")
+    assert "--seed" in fails("emulate", "--x", "1,8,9,9", "--w", "8,8,3,3", "--seed", -1)

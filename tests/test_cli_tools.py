@@ -127,7 +127,9 @@ def test_warmup_of_what_there_is_not(tmp_path: Path) -> None:
     assert "vgg: neither a file nor one of mobilenet_v2" in fails("warmup", "vgg", "--arch", "sm_80")
     assert "arch='sm_1' is unknown; known are sm_75" in fails("warmup", model, "--arch", "sm_1")
     assert "axis 2 of input 'picture'" in fails("warmup", model, "--arch", "sm_80")
-    assert "--dim side: expected NAME=SIZE" in fails("warmup", model, "--arch", "sm_80", "--dim", "side")
+    for size in ("side", "side=0"):
+        assert f"--dim {size}: expected NAME=SIZE" in fails("warmup", model, "--arch", "sm_80", "--dim", size)
+    assert "no open axis called width: 'picture'" in fails("warmup", model, "--arch", "sm_80", "--dim", "width=8")
 
 
 # ---------------------------------------------------------------------------------------------------------------- JSON

@@ -1,10 +1,13 @@
 """Every public name carries an example, every page of the documentation may, and every example is true."""
 
+import ast
 import doctest
 import inspect
+import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import gpu_conv
@@ -17,6 +20,7 @@ PUBLIC = [
 ]
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(ROOT.glob("docs/*.md"))
+NOTEBOOKS = sorted(ROOT.glob("docs/*.ipynb"))
 
 
 def check(example):
@@ -41,10 +45,41 @@ def test_page(page):
     check(doctest.DocTestParser().get_doctest(without_fences, {}, page.name, str(page), 0))
 
 
-@pytest.mark.parametrize("page", [ROOT / "README.md", *PAGES], ids=lambda page: page.stem)
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=[notebook.stem for notebook in NOTEBOOKS])
+def test_notebook(notebook, capsys):
+    """Cell by cell as in Jupyter, and everything printed is what the file shows below the cell."""
+    names = {"__name__": "__main__"}
+    cells = [cell for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
+    assert cells
+    for cell in cells:
+        *statements, last = ast.parse("".join(cell["source"])).body
+        exec(compile(ast.Module(statements, []), cell["id"], "exec"), names)
+        exec(compile(ast.Interactive([last]), cell["id"], "single"), names)  # the value of the last line is shown
+        shown = [output["text"] if "text" in output else output["data"]["text/plain"] for output in cell["outputs"]]
+        assert capsys.readouterr().out.rstrip() == "".join(map("".join, shown)).rstrip(), "".join(cell["source"])
+
+
+OTHERS = [pytest.param(name, marks=pytest.mark.peers) for name in ("PyTorch", "JAX")]
+
+
+@pytest.mark.parametrize("library", ["gpu_conv", "onnxruntime", *OTHERS])
+def test_comparison(library):
+    """One layer in each library: as many lines as the page says, and one result."""
+    page = (ROOT / "docs" / "comparison.md").read_text(encoding="utf-8")
+    code = re.search(rf"^```python\n# {library}\n(.*?)^```", page, re.M | re.S)[1]
+    columns, lines = (re.search(rf"^\| {row}.*", page, re.M)[0].split(" | ") for row in (r"\| gpu_conv", "lines to"))
+    assert sum(map(bool, code.splitlines())) == int(lines[columns.index(library)])
+    names = {"np": np, "x": np.ones((8, 32, 112, 112), np.float32), "w": np.ones((32, 1, 3, 3), np.float32)}
+    exec(compile(code, "docs/comparison.md", "exec"), names)
+    expected = np.full((8, 32, 56, 56), 6, np.float32)
+    expected[..., 0, 0] = 4  # the corner of the padding; elsewhere six ones or nine, and relu6
+    np.testing.assert_array_equal(names["y"], expected)
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", *PAGES, *NOTEBOOKS], ids=lambda page: page.stem)
 def test_links(page):
     """Relative links lead to files of the repository; after a ``#`` behind a test file stands one of its tests."""
-    for target in re.findall(r"\]\(([^)#:]*)(?:#(\w+))?\)", page.read_text()):
+    for target in re.findall(r"\]\(([^)#:]*)(?:#(\w+))?\)", page.read_text(encoding="utf-8")):
         path, test = target
         file = page.parent / path
         assert not path or file.exists(), path

@@ -54,7 +54,9 @@ def test_launches_of_mobilenet_v2(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_input_shape_decides_for_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inverted_residual_model, "slower", lambda chain, target: None if chain.project.batch == 1 else "large")
+    monkeypatch.setattr(
+        inverted_residual_model, "slower", lambda chain, target: None if chain.project.batch == 1 else "large"
+    )
     model = load(gm.inverted_residuals(gm.MOBILENET_V2[:2], size=32), dtype="float16", device="emulator")
     counts = [launches(model, batch, 3, 32, 32)["inverted_residual"] for batch in (1, 2, 1)]
     assert counts == [3, 0, 3]

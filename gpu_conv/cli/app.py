@@ -196,7 +196,9 @@ def emulate(
     kernel: Annotated[
         str | None, typer.Option(help="Force this row of the dispatch table.", autocompletion=_kernels)
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Run blocks and warps in a random order of this seed.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Run blocks and warps in a random order of this seed.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Run a convolution's CUDA kernel on the CPU with every memory and race check on; exit status 1 if one fails."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import geometric_mean, median
 from typing import Any
@@ -14,6 +15,7 @@ from rich.table import Table
 
 from .. import __version__
 from ..bench import SCHEMA, cpu
+from .explain import element_type
 from .output import out, print_json, progress
 
 BUSY = 0.15  # share of the machine that other programs may use before the table warns
@@ -31,16 +33,23 @@ def bench(device: str, options: dict[str, Any], as_json: bool, plot: Path | None
         plot: an SVG, PNG or PDF file for a picture of the ratios.
 
     Raises:
-        ValueError: another device, or no layer of that name.
+        ValueError: another device, no layer of that name, a picture of an unknown format or of nothing.
+        TypeError: an unknown element type.
         ModuleNotFoundError: ``plot`` without Matplotlib.
         CudaUnavailable: there is no CUDA device.
     """
     if device not in ("cpu", "cuda"):
         raise ValueError(f"bench measures on cpu or cuda, not on {device}: the emulator has no clock")
+    for name in options.get("dtypes", ()):
+        element_type(name)
     if plot:
         from ..bench.plot import canvas
 
-        canvas()  # a missing Matplotlib is better found before than after
+        formats = canvas()().canvas.get_supported_filetypes()  # what is missing is better found before than after
+        if plot.suffix[1:] not in formats:
+            raise ValueError(f"--plot {plot}: expected a file name that ends in one of .{', .'.join(formats)}")
+        if device == "cpu" and not any(map(find_spec, options["peers"])):
+            raise ValueError("--plot draws ratios to other libraries, and none is installed: pip install onnxruntime")
     document = _cuda(**options, show=not as_json) if device == "cuda" else _cpu(**options, show=not as_json)
     if not document["rows"]:
         raise ValueError(f"--only {options['only']}: no layer is called that")
@@ -50,6 +59,8 @@ def bench(device: str, options: dict[str, Any], as_json: bool, plot: Path | None
         from ..bench.plot import bars_of
 
         bars_of(document, plot)
+        if not as_json:
+            out.print(f"drawn into {plot}", markup=False, soft_wrap=True)
 
 
 def peers(device: str, given: Sequence[str] | None) -> list[str]:
@@ -57,6 +68,7 @@ def peers(device: str, given: Sequence[str] | None) -> list[str]:
 
     Raises:
         ValueError: one is unknown.
+        ModuleNotFoundError: one that was asked for is not installed (on the GPU its rows say so).
     """
     known: Sequence[str] = tuple(cpu.PEERS)
     if device == "cuda":
@@ -64,6 +76,8 @@ def peers(device: str, given: Sequence[str] | None) -> list[str]:
     for name in given or ():
         if name not in known:
             raise ValueError(f"--peer {name}: expected one of {', '.join(known)}")
+        if device == "cpu" and find_spec(name) is None:
+            raise ModuleNotFoundError(f"--peer {name} is not installed: pip install {name}")
     return list(given or known)
 
 

@@ -45,7 +45,9 @@ def doctor(required: Sequence[str], as_json: bool = False) -> bool:
     out.print(
         f"gpu-conv {gpu_conv.__version__}, Python {platform.python_version()}, {platform.platform()}", markup=False
     )
-    table = Table("", "what", "found", "repair")
+    table = Table("", "what")
+    for column in ("found", "repair"):
+        table.add_column(column, overflow="fold")  # a path is worth nothing with its end cut off
     for check in checks:
         mark = "[green]yes[/]" if check.works else "[red]no[/]" if check.name in required else "[yellow]no[/]"
         table.add_row(mark, check.name, escape(check.found), escape(check.repair or ""))

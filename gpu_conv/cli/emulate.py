@@ -12,8 +12,8 @@ from .. import dispatch, execute
 from ..arguments import Call, prepare
 from ..emulator import Emulator
 from ..emulator.report import Report
-from .explain import numbers, shape
-from .output import out, print_json
+from .explain import element_type, numbers, shape
+from .output import out, print_json, progress
 
 
 def emulate(
@@ -29,24 +29,28 @@ def emulate(
     """Run and print; returns whether nothing was found. ``seed`` makes the schedule of blocks and warps random.
 
     Raises:
-        ValueError, TypeError: as ``gpu_conv.conv``, or the forced kernel refuses.
+        ValueError, TypeError: as ``gpu_conv.conv``, or the forced kernel refuses, or there is nothing to compute.
     """
     given = {name: value for name, value in options.items() if value is not None}
-    dtype = np.dtype(given.pop("dtype"))
+    dtype = element_type(given.pop("dtype"))
     rng = np.random.default_rng(0)
     given |= {name: numbers(name, text) for name, text in texts.items()}
     data, filters = (rng.standard_normal(shape(name, text)).astype(dtype) for name, text in (("x", x), ("w", w)))
     call = prepare(data, filters, **given)
+    if not call.problem.y.size:
+        raise ValueError(f"the output is empty, there is nothing to run: {call.problem}")
     target = execute.target("emulator", arch)
     launch = dispatch.plan(call.problem, target, kernel)
-    report = Emulator(arch, seed=seed, strict=False).run(launch, call.operands)
+    with progress(f"running {launch.name_expression.partition('<')[0]}"):
+        report = Emulator(arch, seed=seed, strict=False).run(launch, call.operands)
     if as_json:
         facts = {"problem": str(call.problem), "arch": arch, "kernel": launch.name_expression, "grid": launch.grid}
         findings = [str(finding) for finding in report.findings]
         print_json(facts | {"block": launch.block, "findings": findings, "counters": _counters(call, report)})
         return report.ok
     out.print(str(call.problem), markup=False, soft_wrap=True)
-    out.print(f"{launch.name_expression} on {arch}, grid {launch.grid}, block {launch.block}", markup=False)
+    where = f"{launch.name_expression} on {arch}, grid {launch.grid}, block {launch.block}"
+    out.print(where, markup=False, soft_wrap=True)
     out.print(_table(call, report))
     for finding in report.findings:
         out.print(str(finding), style="red", markup=False, soft_wrap=True)

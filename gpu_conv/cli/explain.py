@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 import gpu_conv
 
-from .output import out, print_json
+from ..cuda import device as gpu
+from .output import out, print_json, progress
 
 _PADDINGS = ("valid", "same_upper", "same_lower")
 
@@ -18,10 +21,16 @@ def explain(x: str, w: str, texts: Mapping[str, str], options: Mapping[str, Any]
     Raises:
         ValueError: a text that is no shape or list of numbers, or what ``gpu_conv.explain`` refuses.
         TypeError: an element type that there is no convolution for.
+        CudaUnavailable: ``device`` is "cuda", and there is none.
     """
     parsed = {name: numbers(name, text) for name, text in texts.items()}
     given = {name: value for name, value in options.items() if value is not None}
-    report = gpu_conv.explain(shape("x", x), shape("w", w), **parsed, **given)
+    given["dtype"] = element_type(given["dtype"])
+    operands: dict[str, Any] = {"x": shape("x", x), "w": shape("w", w)}
+    if given.get("device") == "cuda":  # a shape alone would be a NumPy array's
+        operands = {name: gpu.cupy().zeros(sizes, given["dtype"]) for name, sizes in operands.items()}
+    with progress("planning and compiling"):
+        report = gpu_conv.explain(**operands, **parsed, **given)
     if as_json:
         print_json(_facts(report))
     else:
@@ -40,10 +49,19 @@ def _facts(report: gpu_conv.Explanation) -> dict[str, Any]:
 
 def shape(name: str, text: str) -> tuple[int, ...]:
     """``1,32,112,112`` as a tuple."""
+    parts = text.split(",")
+    if not all(part.strip().isdecimal() for part in parts):
+        raise ValueError(f"--{name} {text}: a shape is a list of sizes such as 1,32,112,112")
+    return tuple(map(int, parts))
+
+
+def element_type(text: str) -> np.dtype[Any]:
+    """``float16`` as a type of NumPy; ``bfloat16`` is one since ml_dtypes is imported."""
     try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise ValueError(f"--{name} {text}: a shape is a list of integers such as 1,32,112,112") from None
+        return np.dtype(text)
+    except TypeError:
+        known = "float32, float16, bfloat16, float64, int8, uint8"
+        raise TypeError(f"--dtype {text}: expected {known}, or another type of NumPy") from None
 
 
 def numbers(name: str, text: str) -> Any:

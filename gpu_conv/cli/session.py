@@ -10,6 +10,8 @@ import numpy as np
 
 import gpu_conv.onnx
 
+from ..cuda import device as gpu
+
 Array = np.ndarray[Any, Any]
 
 
@@ -18,6 +20,7 @@ class Session:
 
     def __init__(self, path: Path, device: str) -> None:
         self.device = device
+        self.cupy = gpu.cupy() if device == "cuda" else None  # what is missing is better said before loading
         self.model = gpu_conv.onnx.load(path, device="emulator") if device == "emulator" else gpu_conv.onnx.load(path)
 
     def __call__(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
@@ -29,12 +32,8 @@ class Session:
         return self.model.profile(self._up(feeds))
 
     def _up(self, feeds: Mapping[str, Array]) -> dict[str, Any]:
-        if self.device != "cuda":
-            return dict(feeds)
-        import cupy
-
-        return {name: cupy.asarray(value) for name, value in feeds.items()}
+        return {name: self.cupy.asarray(value) if self.cupy else value for name, value in feeds.items()}
 
     def _down(self, value: Any) -> Array:
-        host: Array = value.get() if self.device == "cuda" and hasattr(value, "get") else np.asarray(value)
+        host: Array = value.get() if self.cupy and hasattr(value, "get") else np.asarray(value)
         return host

@@ -11,7 +11,7 @@ from rich.table import Table
 import gpu_conv
 
 from .. import choices, execute
-from .explain import numbers, shape
+from .explain import element_type, numbers, shape
 from .output import out, print_json, progress
 from .warmup import dims_of, find_model
 
@@ -43,6 +43,7 @@ def tune(
         else:
             given = {name: value for name, value in options.items() if value is not None}
             given |= {name: numbers(name, text) for name, text in texts.items()}
+            given["dtype"] = element_type(given["dtype"])
             found = gpu_conv.tune(shape("x", x or ""), shape("w", w or ""), report=step, **given, **common)
     if as_json:
         print_json({"file": file, "choices": [_facts(choice) for choice in found]})

@@ -73,6 +73,6 @@ def dims_of(texts: Sequence[str]) -> dict[str, int]:
 
 def _dim(text: str) -> tuple[str, int]:
     name, _, size = text.partition("=")
-    if not (name and size.isdecimal()):
-        raise ValueError(f"--dim {text}: expected NAME=SIZE, as side=224")
+    if not (name and size.isdecimal() and int(size)):
+        raise ValueError(f"--dim {text}: expected NAME=SIZE with a size of at least 1, as side=224")
     return name, int(size)
