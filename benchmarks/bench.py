@@ -1,10 +1,11 @@
 """Layers on the GPU: checked, then timed beside the peers in the same process; one JSON, rewritten after each row.
 
     python benchmarks/bench.py --output result.json [--calibration calibration.json] [--budget 240]
+    python benchmarks/bench.py --output forced.json --kernel wgmma --classes pointwise dense --dtypes float16
 
 Every row of ``layers.json`` (the core layers of real models) runs in float16 and float32, NHWC and NCHW, at the
 smallest batch that moves 16 MB. Before timing, the first and the last image are compared with PyTorch's float64
-convolution.
+convolution. ``--kernel`` forces one row of the dispatch table; the rows that it refuses say why.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ UNIT = {"float16": 2.0**-11, "float32": 2.0**-24}
 TORCH_ACTIVATIONS = {"relu": "relu", "relu6": "relu6", "silu": "silu", "gelu": "gelu"}
 
 
-def layers(rows: list[dict[str, Any]], dtypes: list[str], formats: list[str]) -> Iterator[GpuLayer]:
+def layers(rows: list[dict[str, Any]], dtypes: list[str], formats: list[str], kernel: str | None) -> Iterator[GpuLayer]:
     """The benchmark's cases, every layout and dtype of one row together."""
     for r in rows:
         activation = next((TORCH_ACTIVATIONS[e] for e in r["epilogue"] if e != "add"), None)
@@ -41,7 +42,7 @@ def layers(rows: list[dict[str, Any]], dtypes: list[str], formats: list[str]) ->
             case = next((c for c in sizes if c.nbytes >= ENOUGH_BYTES), sizes[-1])
             for layout in formats:
                 name = f"{r['model']} {r['layer']}"
-                yield GpuLayer(name, r["cls"], case, layout == "nhwc", activation, "add" in r["epilogue"])
+                yield GpuLayer(name, r["cls"], case, layout == "nhwc", activation, "add" in r["epilogue"], kernel)
 
 
 def check(run: Run) -> float:
@@ -107,6 +108,7 @@ def main() -> None:
     parser.add_argument("--classes", nargs="*", help="only these classes: depthwise pointwise grouped dense ...")
     parser.add_argument("--dtypes", nargs="*", default=["float16", "float32"])
     parser.add_argument("--layouts", nargs="*", default=["nhwc", "nchw"])
+    parser.add_argument("--kernel", help="force this row of the dispatch table")
     parser.add_argument("--peers", nargs="*", default=["torch_nhwc", "torch_nchw", "torch_matmul"], choices=list(PEERS))
     parser.add_argument("--budget", type=float, default=math.inf, help="seconds; rows that do not fit are listed")
     arguments = parser.parse_args()
@@ -120,7 +122,7 @@ def main() -> None:
     result: dict[str, Any] = {"environment": environment(), "copy_bytes_per_s": copy, "rows": [], "not_run": []}
     device = Device()
     start = time.monotonic()
-    for layer in layers(rows, arguments.dtypes, arguments.layouts):
+    for layer in layers(rows, arguments.dtypes, arguments.layouts, arguments.kernel):
         if time.monotonic() - start > arguments.budget:
             result["not_run"].append(layer.describe())
             continue

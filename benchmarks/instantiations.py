@@ -7,33 +7,26 @@ asked, for four sets of problems that together reach every tile of every family:
 - ``layers``: real layers (``layers.json``) in three dtypes, two layouts and their batches, as dispatch runs them;
 - ``inverted_residuals``: chains for the kernel of that name, with every tile that fits;
 - ``tiles``: a grid over the filters, strides, sizes, dtypes and layouts that tile tables tell apart, in every row that
-  accepts them, and with every tile of the pointwise kernel. The epilogues are those that need most registers: gelu
+  accepts them, and with every tile of the matrix products. The epilogues are those that need most registers: gelu
   (sm_90a, float16: 128 where the others need 72 to 126) and softplus, alone and with a residual.
 """
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import product
-from pathlib import Path
 from typing import Any
 
-import ml_dtypes  # noqa: F401  (makes np.dtype("bfloat16") a name)
-import numpy as np
+from rows import BOTH, FLOATS, LAYERS, problem
 
-from gpu_conv import arguments, dispatch
+from gpu_conv import dispatch
 from gpu_conv.cuda.targets import KNOWN_TARGETS
-from gpu_conv.families import inverted_residual, pointwise, pointwise_tiles
-from gpu_conv.families.inverted_residual import Chain
+from gpu_conv.families import implicit_gemm, implicit_gemm_tiles, inverted_residual, pointwise, pointwise_tiles
+from gpu_conv.families.inverted_residual_model import Chain, tiles
 from gpu_conv.launch import Launch, Target
-from gpu_conv.problem import ConvProblem, Tensor
-
-LAYERS = json.loads((Path(__file__).parent / "layers.json").read_text())
-FLOATS = ("float32", "float16", "bfloat16")
-BOTH = (False, True)
+from gpu_conv.problem import ConvProblem
 
 Key = tuple[str, str]  # file below kernels/, name expression
 
@@ -54,6 +47,7 @@ def requests(archs: Iterable[str]) -> Iterator[Request]:
     """Everything that is asked, architecture by architecture; planning happens in ``Request.launches``."""
     sets: tuple[tuple[Iterable[Any], Any], ...] = (
         *((corpus(), every_row), (layers(), chosen), (grid(), every_row), (products(), every_tile)),
+        (patches(), every_tile),
         (inverted_residuals(), every_tile_of_chain),
     )
     asked = [(problem, ask) for problems, ask in sets for problem in problems]
@@ -98,16 +92,16 @@ def chosen(problem: ConvProblem, target: Target) -> Iterator[Launch]:
 
 
 def every_tile(problem: ConvProblem, target: Target) -> Iterator[Launch]:
-    """The pointwise kernel with every tile that fits the device; another size would choose another of them."""
-    if pointwise.refuses(problem, target) is None:
-        demand = pointwise.demand_of(problem)
-        yield from (pointwise.plan(problem, target, t) for t in demand.choices if demand.blocks(t, target))
+    """The matrix products with every tile that fits the device; another size would choose another of them."""
+    for family in (pointwise, implicit_gemm):
+        if family.refuses(problem, target) is None:
+            yield from (family.plan(problem, target, tile) for tile in family.tiles(problem, target))
 
 
 def every_tile_of_chain(chain: Chain, target: Target) -> Iterator[Launch]:
     """The kernel of inverted residuals with every tile that fits."""
     if inverted_residual.refuses(chain, target) is None:
-        yield from (inverted_residual.plan(chain, target, t) for t in inverted_residual.tiles(chain, target))
+        yield from (inverted_residual.plan(chain, target, t) for t in tiles(chain, target))
 
 
 def corpus() -> Iterator[ConvProblem]:
@@ -120,16 +114,15 @@ def corpus() -> Iterator[ConvProblem]:
 def layers() -> Iterator[ConvProblem]:
     """The layers of real models, at every batch at which they are measured."""
     for row, dtype, last in product(LAYERS, FLOATS, BOTH):
-        yield from _at_batches(_problem(row, dtype, last), row["batches"])
+        yield from (problem(row, dtype, last, batch) for batch in row["batches"])
 
 
 def grid() -> Iterator[ConvProblem]:
     """Filters and sizes that the tables of tiles tell apart. A batch of 512 takes the tallest bands, 1 the lowest."""
-    for geometry, last in product(_geometries(), BOTH):
+    for geometry, last, batch in product(_geometries(), BOTH, (1, 512)):
         for dtype, epilogue in product(FLOATS, (("gelu",), ("softplus", "add"))):
-            yield from _at_batches(_problem(geometry | {"epilogue": epilogue}, dtype, last), (1, 512))
-        integers = _problem(geometry | {"epilogue": ()}, "uint8", last, x_zero_point=3, requantize=(0.5, 128))
-        yield from _at_batches(integers, (1, 512))
+            yield problem(geometry | {"epilogue": epilogue}, dtype, last, batch)
+        yield problem(geometry | {"epilogue": ()}, "uint8", last, batch, x_zero_point=3, requantize=(0.5, 128))
 
 
 def _geometries() -> Iterator[dict[str, Any]]:
@@ -162,7 +155,16 @@ def products() -> Iterator[ConvProblem]:
     kinds += [(dtype, ("clip", -9, 9), zero) for dtype in ("int8", "uint8") for zero in ({}, {"w_zero_point": 3})]
     for (dtype, activation, extra), last, residual in product(kinds, BOTH, BOTH):
         row = _geometry(64, 64, 1, (28, 28), (1, 1)) | {"epilogue": ("add",) * residual}
-        yield _problem(row, dtype, last, activation=activation, **extra)
+        yield problem(row, dtype, last, activation=activation, **extra)
+
+
+def patches() -> Iterator[ConvProblem]:
+    """Convolutions for the tiles of the implicit GEMM: four channels at a time, single ones, three axes."""
+    dense, stem = _geometry(64, 64, 1, (28, 28), (3, 3)), _geometry(3, 64, 1, (28, 28), (3, 3))
+    volume = _geometry(64, 64, 1, (8, 14, 14), (3, 3, 3))
+    kinds = [(dense, "float32"), (stem, "float32"), (volume, "float32"), (volume, "float16"), (volume, "bfloat16")]
+    for (geometry, dtype), last, epilogue in product(kinds, BOTH, (("gelu",), ("softplus", "add"))):
+        yield problem(geometry | {"epilogue": epilogue}, dtype, last)
 
 
 def inverted_residuals() -> Iterator[Chain]:
@@ -179,41 +181,18 @@ def inverted_residuals() -> Iterator[Chain]:
     for (c, e, o), stride, activation in product(((32, 32, 16), (56, 96, 40), *sizes), (1, 2), ("relu6", "gelu")):
         size, same = (14, 14), stride == 1 and c == o
         after = {"epilogue": (activation,)}
-        expand = _problem(_geometry(c, e, 1, size, (1, 1)) | after, "float16", True)
-        depthwise = _problem(_geometry(e, e, e, size, (3, 3), stride) | after, "float16", True)
+        expand = problem(_geometry(c, e, 1, size, (1, 1)) | after, "float16", True)
+        depthwise = problem(_geometry(e, e, e, size, (3, 3), stride) | after, "float16", True)
         narrow = _geometry(e, o, 1, depthwise.out_spatial, (1, 1)) | {"epilogue": ("add",) * same}
-        project = _problem(narrow, "float16", True)
+        project = problem(narrow, "float16", True)
         yield Chain(None if c == e else expand, depthwise, project)
 
 
 def tiles_of_products() -> set[str]:
-    """How the name expressions spell the tiles of the pointwise kernel."""
-    return {tile.cpp for tiles in pointwise_tiles.TILES.values() for tile in tiles}
-
-
-def _problem(row: dict[str, Any], dtype: str, last: bool, **options: Any) -> ConvProblem:
-    """A row of ``layers.json`` at batch 1. The arrays are never touched, so the system gives them no memory."""
-    axes, depth = "dhw"[3 - len(row["filter"]) :], row["C"] // row["groups"]
-    x = (1, *row["in_spatial"], row["C"]) if last else (1, row["C"], *row["in_spatial"])
-    w = (row["K"], *row["filter"], depth) if last else (row["K"], depth, *row["filter"])
-    options |= {
-        "strides": row["stride"],
-        "padding": tuple((p, 0 if row["causal"] else p) for p in row["pad"]),
-        "dilations": row["dilation"],
-        "groups": row["groups"],
-        "input_layout": f"n{axes}c" if last else f"nc{axes}",
-        "filter_layout": f"o{axes}i" if last else f"oi{axes}",
+    """How the name expressions spell the tiles of the pointwise kernel and of the implicit GEMM."""
+    return {
+        tile.cpp
+        for table in (pointwise_tiles.TILES, implicit_gemm_tiles.TILES)
+        for tiles in table.values()
+        for tile in tiles
     }
-    options.setdefault("activation", next((e for e in row["epilogue"] if e != "add"), None))
-    bias = np.empty(row["K"], "int32" if dtype in ("int8", "uint8") else "float32")
-    call = arguments.prepare(np.empty(x, dtype), np.empty(w, dtype), bias, **options)
-    return replace(call.problem, residual=call.problem.y) if "add" in row["epilogue"] else call.problem
-
-
-def _at_batches(problem: ConvProblem, batches: Iterable[int]) -> Iterator[ConvProblem]:
-    def longer(tensor: Tensor | None, batch: int) -> Any:
-        return tensor and replace(tensor, shape=(batch, *tensor.shape[1:]))
-
-    for batch in batches:
-        names = ("x", "y", "residual")
-        yield replace(problem, **{name: longer(getattr(problem, name), batch) for name in names})

@@ -2,9 +2,11 @@
 
     python benchmarks/nets.py --output nets.json [--batches 1 32 256] [--networks shufflenet_v2 ...]
 
-A call from Python, as a user makes it, its host cost included: float32 and float16, step by step and as the replay of
-a CUDA graph. PyTorch eager runs the convolutions of the same network, channels-last, batch norm folded, in both types;
-its time without the host, from the replay of a CUDA graph, is given too.
+A call from Python, as a user makes it, its host cost included: float32 and float16, step by step and as the replay of a
+CUDA graph. Where blocks of convolutions run as one launch each (``blocks`` counts them), the replay without such
+launches is timed beside it: it shows whether the model that chose them is right. PyTorch eager runs the convolutions of
+the same network, channels-last, batch norm folded, in both types; its time without the host, from the replay of a CUDA
+graph, is given too.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import sys
 from itertools import product
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import cupy
 import numpy as np
@@ -37,17 +40,26 @@ def ours(name: str, batch: int, dtype: str) -> dict[str, Any]:
     x = cupy.random.standard_normal((batch, 3, 224, 224), dtype=cupy.float32)
     want = next(iter(gpu_conv.onnx.load(proto)(cupy.asnumpy(x[:1])).values()))
     result: dict[str, Any] = {}
-    for key, graph in (("call_ms", False), ("replay_ms", True)):
+
+    def run(key: str, graph: bool) -> gpu_conv.onnx.Model:
         model = gpu_conv.onnx.load(proto, dtype=dtype, graph=graph)
         for _ in range(3):  # planned, captured, replayed
             got = cupy.asnumpy(next(iter(model(x).values()))[:1])
-        call = measure_host(lambda m=model: m(x), cupy.cuda.Device().synchronize, budget_s=0.5)
+        call = measure_host(lambda: model(x), cupy.cuda.Device().synchronize, budget_s=0.5)
         error = float(np.abs(got - want).max() / np.abs(want).max())
-        result |= {key: round(call.us / 1e3, 4), "error": max(error, result.get("error", 0.0))}
-        (plan,) = model.plans
-        result |= {"buffer_mb": round(plan.buffer_bytes / 1e6, 3), "captured": plan.captured}
-        if graph and plan.uncaptured:
-            result["uncaptured"] = plan.uncaptured
+        result.update({key: round(call.us / 1e3, 4), "error": max(error, result.get("error", 0.0))})
+        return model
+
+    run("call_ms", graph=False)
+    model = run("replay_ms", graph=True)
+    (plan,) = model.plans
+    result |= {"buffer_mb": round(plan.buffer_bytes / 1e6, 3), "captured": plan.captured}
+    if plan.uncaptured:
+        result["uncaptured"] = plan.uncaptured
+    result["blocks"] = [step.kernel for step in model.profile(x, repeat=1)].count("inverted_residual")
+    if result["blocks"]:
+        with mock.patch("gpu_conv.families.inverted_residual_model.slower", return_value="one by one"):
+            run("replay_one_by_one_ms", graph=True)
     return result
 
 

@@ -256,6 +256,7 @@ _DEPENDENT = 2.5  # clocks between instructions of one warp
 _LONELY = 2.0  # warps' worth of time lost where nothing else is ready
 _TURNS = 0.08  # the same where half of the warps fetch and half multiply: 151 us against 194 (28x28x128, batch 256)
 _ALONE = 0.25  # share of the time in which one block on its own fetches or stores but does not multiply
+_ELEMENT = 80  # instructions' worth of time for one element of x on its own: 14 layers, channels first, took that
 _LINE = 12  # bytes of a memory access lost on its ends: 32-byte pieces took 1.5 times as long as 128-byte ones
 
 
@@ -305,6 +306,7 @@ def _terms(d: Demand, tile: Tile, together: int) -> tuple[float, ...]:
     lines += weights / 16 / (1 if d.w_gathered else min(8, tile.chunks))
     stored = tile.warps * tile.bars * warp_tiles
     shared = reads + staged / 128 + lines + stored * 4 * d.y_size / 2
-    copies = pixels / 32 * (60 if d.x_gathered else 9) + weights / 16 / 32 * (60 if d.w_gathered else 9)
+    gathered = _ELEMENT * min(d.chunk, d.unit_channels)
+    copies = pixels / 32 * (gathered if d.x_gathered else 9) + weights / 16 / 32 * (60 if d.w_gathered else 9)
     instructions = products + reads / 4 + copies + stored * 18 + tile.warps * slabs * 60
     return dram, (loaded + written + weights) / _L2, products * _PRODUCT, shared, instructions / _ISSUE
