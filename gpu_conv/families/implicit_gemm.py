@@ -15,7 +15,7 @@ from ..problem import ITEMSIZE, ConvProblem, Tensor
 from . import Row
 from .direct import term_type
 from .implicit_gemm_tiles import Convolution
-from .outputs import Outputs, field_of
+from .outputs import GATHER_CHUNKS, GATHER_LINES, Outputs
 from .pointwise_model import choose, fitting
 from .pointwise_tiles import Engine, Tile
 
@@ -35,7 +35,6 @@ PARAMS = struct(
 )
 
 _DTYPES = ("float32", "float16", "bfloat16")
-_GATHER_LINES, _GATHER_CHUNKS = 0, 1  # enum Copy of kernels/pointwise_stage.cuh
 _LIMIT = 2**31
 _REACH = 2**30  # of coordinates: -kNowhere
 
@@ -82,22 +81,13 @@ def plan(p: ConvProblem, target: Target, tile: Tile | None = None) -> Launch:
     tile = tile or choose(demand, target)
     pixel_tiles, channel_tiles = demand.tiles(tile)
     splits = demand.splits(tile, target)
-    residual = p.residual or p.y
     params = pack(
         PARAMS,
         x_image=p.x.strides[0],
         x_group=p.x.strides[1],
         w_group=p.w.strides[0],
         w_out=p.w.strides[1] if p.out_per_group > 1 else 0,
-        y_group=p.y.strides[1],
-        y_channel=p.y.strides[2],
-        residual_group=residual.strides[1],
-        residual_channel=residual.strides[2],
-        y_stride=field_of(access.y_axes, 1, 0),
-        residual_stride=field_of(access.y_axes, 2, 0),
-        alpha=p.activation.alpha if p.activation else 0.0,
-        beta=p.activation.beta if p.activation else 0.0,
-        y_size=field_of(access.y_axes, 0, 1),
+        **access.fields,
         pixels=demand.pixels,
         out_channels=p.out_per_group,
         groups=p.groups,
@@ -180,14 +170,14 @@ class _Access(Outputs):
         """16: four channels at a time; else how single elements are gathered."""
         x = self.p.x
         if x.strides[2] != 1:
-            return _GATHER_LINES
+            return GATHER_LINES
         others = (x.strides[0], x.strides[1], *x.strides[3:])
-        return 16 if self._fours(x, self.p.in_per_group, others) else _GATHER_CHUNKS
+        return 16 if self._fours(x, self.p.in_per_group, others) else GATHER_CHUNKS
 
     @cached_property
     def transposed(self) -> bool:
         """Whether the tile of x is stored with its pixels side by side."""
-        return self.x_copy == _GATHER_LINES and not self.pixels_in_rows
+        return self.x_copy == GATHER_LINES and not self.pixels_in_rows
 
     @cached_property
     def inner_taps(self) -> bool:
@@ -201,7 +191,7 @@ class _Access(Outputs):
         """The same as ``x_copy`` for the filter."""
         if self._w_fours(self.inner_taps):
             return 16
-        return _GATHER_LINES if self.p.w.strides[1] == 1 and not self._contiguous(self.inner_taps) else _GATHER_CHUNKS
+        return GATHER_LINES if self.p.w.strides[1] == 1 and not self._contiguous(self.inner_taps) else GATHER_CHUNKS
 
     def _w_fours(self, inner_taps: bool) -> bool:
         """Whether the filter can be copied four k at a time: all of it in order, or four channels of each tap."""

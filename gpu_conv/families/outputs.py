@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 from ..problem import ITEMSIZE, ConvProblem, Tensor
 
+GATHER_LINES, GATHER_CHUNKS = 0, 1  # enum Copy of kernels/pointwise_stage.cuh
 _WIDTHS = (16, 8, 4, 2, 1)
 
 Axis = tuple[int, ...]  # size, then the stride in each of some tensors
@@ -30,6 +32,22 @@ class Outputs:
     def pixels_in_rows(self) -> bool:
         """Columns are the axis of the output whose elements lie closest together."""
         return abs(self.p.y.strides[2]) <= abs(self.y_axes[-1][1])
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """What every params struct of these kernels says of the outputs: where they lie, how they are activated."""
+        p, residual = self.p, self.p.residual or self.p.y
+        return {
+            "y_group": p.y.strides[1],
+            "y_channel": p.y.strides[2],
+            "y_size": field_of(self.y_axes, 0, 1),
+            "y_stride": field_of(self.y_axes, 1, 0),
+            "residual_group": residual.strides[1],
+            "residual_channel": residual.strides[2],
+            "residual_stride": field_of(self.y_axes, 2, 0),
+            "alpha": p.activation.alpha if p.activation else 0.0,
+            "beta": p.activation.beta if p.activation else 0.0,
+        }
 
     @property
     def y_bytes(self) -> int:

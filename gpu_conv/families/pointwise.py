@@ -10,7 +10,7 @@ from ..launch import CTYPES, Launch, Target, pack, struct
 from ..problem import ITEMSIZE, ConvProblem
 from . import Row
 from .direct import term_type
-from .outputs import Axis, Outputs, access_width, collapse, field_of
+from .outputs import GATHER_CHUNKS, GATHER_LINES, Axis, Outputs, access_width, collapse, field_of
 from .pointwise_model import Demand, choose, fitting
 from .pointwise_tiles import Engine, Tile
 
@@ -28,7 +28,6 @@ PARAMS = struct(
 )
 
 _INPUTS = ("float32", "float16", "bfloat16", "int8", "uint8")
-_GATHER_LINES, _GATHER_CHUNKS = 0, 1  # enum Copy of kernels/pointwise_stage.cuh
 
 
 def refuses(p: ConvProblem, target: Target) -> str | None:
@@ -58,7 +57,6 @@ def plan(p: ConvProblem, target: Target, tile: Tile | None = None) -> Launch:
     tile = tile or choose(demand, target)
     pixel_tiles, channel_tiles = demand.tiles(tile)
     workers, splits = demand.workers(tile, target), demand.splits(tile, target)
-    residual = p.residual or p.y
     params = pack(
         PARAMS,
         x_group=p.x.strides[1],
@@ -66,17 +64,9 @@ def plan(p: ConvProblem, target: Target, tile: Tile | None = None) -> Launch:
         w_group=p.w.strides[0],
         w_out=p.w.strides[1],
         w_channel=p.w.strides[2],
-        y_group=p.y.strides[1],
-        y_channel=p.y.strides[2],
-        residual_group=residual.strides[1],
-        residual_channel=residual.strides[2],
+        **access.fields,
         x_stride=field_of(access.x_axes, 1, 0),
-        y_stride=field_of(access.y_axes, 1, 0),
-        residual_stride=field_of(access.y_axes, 2, 0),
-        alpha=p.activation.alpha if p.activation else 0.0,
-        beta=p.activation.beta if p.activation else 0.0,
         x_size=field_of(access.x_axes, 0, 1),
-        y_size=field_of(access.y_axes, 0, 1),
         pixels=demand.pixels,
         in_channels=p.in_per_group,
         out_channels=p.out_per_group,
@@ -168,8 +158,8 @@ class _Access(Outputs):
             return self._pixel_width
         if p.x.strides[2] == 1:
             width = access_width(p.x, p.in_per_group, (p.x.strides[1], *(s for _, s in self.x_axes)))
-            return width if width >= 4 else _GATHER_CHUNKS
-        return _GATHER_LINES
+            return width if width >= 4 else GATHER_CHUNKS
+        return GATHER_LINES
 
     @property
     def w_copy(self) -> int:
@@ -177,8 +167,8 @@ class _Access(Outputs):
         w = self.p.w
         if w.strides[2] == 1:
             width = access_width(w, self.p.in_per_group, w.strides[:2])
-            return width if width >= 4 else _GATHER_CHUNKS
-        return _GATHER_LINES
+            return width if width >= 4 else GATHER_CHUNKS
+        return GATHER_LINES
 
     @property
     def cpp(self) -> str:

@@ -11,7 +11,7 @@ from ..locks import new_lock
 from .capture import Captured, refusal
 from .device import location
 from .ir import Array, Graph
-from .plan import Plan
+from .plan import Plan, Replay
 from .planner import Memos, Planner
 
 MAX_PLANS = 8  # sets of input shapes remembered per graph
@@ -65,7 +65,7 @@ class Executor:
         with self._lock:
             return list(self._plans.items())
 
-    def _captured(self, plan: Plan, arrays: list[Array]) -> Captured | None:
+    def _captured(self, plan: Plan, arrays: list[Array]) -> Replay | None:
         """The plan's CUDA graph, made now if it is wanted and possible."""
         if not self._capture:
             return None

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .device import finish
 from .errors import EXPECTED, NodeError
 from .ir import Array
 from .ops.registry import Call
 
-if TYPE_CHECKING:
-    from .capture import Captured
+
+Replay = Callable[[list[Array], bool], list[Array]]  # inputs, whether results may be overwritten -> outputs
 
 
 @dataclass
@@ -42,7 +42,7 @@ class Plan:
         template: initial values: constants and padded buffers in their slots, None elsewhere.
         inputs, outputs: slots of the graph's ports.
         nbytes, live: see ``buffers.Pool``.
-        captured: the plan as a CUDA graph, or None.
+        captured: ``capture.Captured``, the plan as a CUDA graph, or None.
         uncaptured: why it cannot be one, or None.
     """
 
@@ -52,7 +52,7 @@ class Plan:
         self.inputs: list[int] = []
         self.outputs: list[int] = []
         self.nbytes = self.live = 0
-        self.captured: Captured | None = None
+        self.captured: Replay | None = None
         self.uncaptured: str | None = None
 
     def slot(self, value: Array | None = None) -> int:
