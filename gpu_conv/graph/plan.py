@@ -12,7 +12,6 @@ from .errors import EXPECTED, NodeError
 from .ir import Array
 from .ops.registry import Call
 
-
 Replay = Callable[[list[Array], bool], list[Array]]  # inputs, whether results may be overwritten -> outputs
 
 
