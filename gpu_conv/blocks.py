@@ -16,6 +16,7 @@ from .packing import Filters
 from .plan import array_key
 
 _LIMIT = 64  # plans kept per layer
+_UNKNOWN: Any = object()  # no plan yet; None is the plan of three convolutions
 
 Step = dict[str, Any]  # a convolution: the arguments of ``conv2d`` but x, residual and out
 
@@ -217,14 +218,14 @@ class InvertedResidual:
         x, out = lent.arguments["x"], lent.arguments["out"]
         where = execute.device_of(lent.library, self._device)
         key = where, x.data.device_id if where == "cuda" else None, array_key(x), array_key(out)
-        if key not in self._plans:
+        plan: _Plan | None = self._plans.get(key, _UNKNOWN)
+        if plan is _UNKNOWN:
             plan = _in_one_launch(self._steps, x, x if self._residual else None, out, where, self._filters)
             with self._lock:
                 while len(self._plans) >= _LIMIT:
                     del self._plans[next(iter(self._plans))]
                 self._plans[key] = plan
-            return plan
-        return self._plans[key]
+        return plan
 
 
 def _steps(

@@ -1,4 +1,4 @@
-"""Which kernel runs which problem: a table read from top to bottom; the first row that can, and is not slower, wins."""
+"""Which kernel runs which problem: a table read from top to bottom. The first row that can, and is preferred, wins."""
 
 from __future__ import annotations
 
@@ -20,40 +20,40 @@ TABLE: tuple[Row, ...] = (
 
 
 @dataclass(frozen=True)
-class Slower:
-    """Where a row of the table could run a problem, but a row below it was found faster; the reason says how."""
+class PassedOver:
+    """Where a row could run a problem but leaves it to those below: they are faster, or it is not timed yet."""
 
     kernel: str
     where: Callable[[ConvProblem], bool]
     reason: str
 
 
-# This kernel against the next one in the table. Microseconds were measured on an H100 80GB HBM3 with cold L2;
+# This kernel against the next one in the table: microseconds were measured on an H100 80GB HBM3 with cold L2;
 # instructions were counted in the emulator, and are no times.
-SLOWER: tuple[Slower, ...] = (
-    Slower(
+PASSED_OVER: tuple[PassedOver, ...] = (
+    PassedOver(
         "wgmma",
         lambda p: True,  # without this entry it runs what it can
         "not yet timed on a GPU: kernel='wgmma' asks for it, and gpu_conv.tune measures it",
     ),
-    Slower(
+    PassedOver(
         "implicit_gemm",
         lambda p: p.groups > 1 and p.out_per_group <= (2 if p.y.channels_last else 4),
         "few outputs per group, of 8 at least that a tile has: 701 instructions per output against 429, emulated, not "
         "timed (float32 nchw, 28x28, 4 to 4 channels per group, 3x3)",
     ),
-    Slower(
+    PassedOver(
         "depthwise_toeplitz",
         lambda p: p.rank == 1 and p.filter[-1] < 9,
         "a short 1-D filter: 171 us against 28 (float16, 5120 channels, length 2048, filter 4)",
     ),
-    Slower(
+    PassedOver(
         "depthwise_nhwc_tile",
         lambda p: p.filter[-1] < 5 and not 14 <= p.in_spatial[-1] <= 28,
         "a small filter outside maps of 14 to 28: 32.0 us against 28.7 (float16, batch 32, 56x56x144, 3x3), "
         "43.8 against 33.1 (batch 256, 7x7x1152, 3x3)",
     ),
-    Slower(
+    PassedOver(
         "depthwise_nhwc_tile",
         lambda p: p.in_spatial[-1] < 14,
         "a small map: 68.8 us against 62.5 (float16, batch 256, 7x7x1152, 5x5)",
@@ -61,9 +61,9 @@ SLOWER: tuple[Slower, ...] = (
 )
 
 
-def slower(problem: ConvProblem, kernel: str) -> str | None:
+def passed_over(problem: ConvProblem, kernel: str) -> str | None:
     """Why a row is passed over although it could run the problem; None if it is not."""
-    return next((s.reason for s in SLOWER if s.kernel == kernel and s.where(problem)), None)
+    return next((s.reason for s in PASSED_OVER if s.kernel == kernel and s.where(problem)), None)
 
 
 def row(name: str) -> Row:
@@ -93,7 +93,7 @@ def select(problem: ConvProblem, target: Target, kernel: str | None = None, choi
     reasons = []
     for candidate in candidates:
         reason = candidate.refuses(problem, target)
-        if reason is None and (kernel or not slower(problem, candidate.name)):
+        if reason is None and (kernel or not passed_over(problem, candidate.name)):
             return candidate
         reasons.append(f"{candidate.name}: {reason}")
     raise ValueError(f"no kernel takes this problem ({problem}); {'; '.join(reasons)}")

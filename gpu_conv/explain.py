@@ -50,9 +50,10 @@ class Explanation:
 
     def __str__(self) -> str:
         lines = [str(self.problem), f"  device   {self.device}" + (f", {self.target.name}" if self.target else "")]
+        width = max(18, *(len(name) for name, _ in self.rows))
         for name, reason in self.rows:
             mark = "->" if name == self.kernel else "  "
-            lines.append(f"  {mark} {name:<18} {reason or ('chosen' if name == self.kernel else 'could run it')}")
+            lines.append(f"  {mark} {name:<{width}} {reason or ('chosen' if name == self.kernel else 'could run it')}")
         if self.launch:
             lines.append(f"  launch   {self.launch.name_expression}")
             lines.append(f"           grid {self.launch.grid}, block {self.launch.block}")
@@ -123,8 +124,8 @@ def _on_cpu(problem: ConvProblem, operands: dict[str, Any]) -> Explanation:
 def _passed_over(problem: ConvProblem, kernel: str) -> str | None:
     from . import dispatch
 
-    reason = dispatch.slower(problem, kernel)
-    return reason and f"could run it, slower for {reason}"
+    reason = dispatch.passed_over(problem, kernel)
+    return reason and f"could run it, passed over: {reason}"
 
 
 def _on_gpu(problem: ConvProblem, device: str, target: Target, kernel: str | None) -> Explanation:
