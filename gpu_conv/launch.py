@@ -125,7 +125,8 @@ class Launch:
         grid, block: sizes in x, y, z.
         params: the struct passed by value after the pointers, packed by :func:`pack`.
         shared_bytes: dynamic shared memory per block.
-        workspace_bytes: scratch memory, zeroed before the launch.
+        workspace_bytes: scratch memory.
+        ticket_bytes: of its beginning: zero before the launch, and zero again after it.
         tensor_maps: one ``const __grid_constant__`` parameter of 128 bytes, aligned to 64, each, after the struct.
     """
 
@@ -137,6 +138,7 @@ class Launch:
     params: bytes = field(repr=False)
     shared_bytes: int = 0
     workspace_bytes: int = 0
+    ticket_bytes: int = 0
     tensor_maps: tuple[TensorMap, ...] = ()
 
     @property

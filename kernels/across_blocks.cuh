@@ -17,7 +17,8 @@ DEVICE void for_each_sum(WARP& warp, Visit visit) {
 }
 
 // Add the sums of the blocks that share a tile in the order of their parts, in whichever block comes last; false in the
-// others. The workspace starts with one zeroed ticket per tile; partial sums follow in the order of the threads.
+// others. The workspace starts with one ticket per tile, zero before and after the launch; partial sums follow in the
+// order of the threads.
 template <int THREADS, class WARP, class Acc>
 DEVICE bool add_across_blocks(WARP& warp, Acc*, void* workspace, int tile, int tiles, int part, int parts, bool owner,
                               int thread) {
@@ -34,6 +35,7 @@ DEVICE bool add_across_blocks(WARP& warp, Acc*, void* workspace, int tile, int t
     if (threadIdx.x == 0) last = atomicAdd(ticket, 1) == parts - 1;
     __syncthreads();
     if (!last) return false;
+    if (threadIdx.x == 0) *ticket = 0;
     __threadfence();
     if (owner) {
         for_each_sum(warp, [&](int s, Acc& v) { v = __ldcg(sums + s * THREADS); });

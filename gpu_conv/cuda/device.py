@@ -117,16 +117,17 @@ class Ready:
 
     def bind(self, operands: Mapping[str, Any]) -> Callable[[], None]:
         """The call with its operands fixed."""
-        return partial(self._enqueue, *self._arguments(operands))
+        return partial(self._enqueue, *self._arguments(operands), self._own_workspace())
 
-    def _enqueue(self, pointers: list[Any], maps: list[Any]) -> None:
+    def _enqueue(self, pointers: list[Any], maps: list[Any], workspace: Any = None) -> None:
         if self._cuda.runtime.getDevice() != self._device_id:
             with self._cuda.Device(self._device_id):
-                self._enqueue(pointers, maps)
+                self._enqueue(pointers, maps, workspace)
             return
         launch = self._launch
+        if workspace is None and launch.workspace_bytes:
+            workspace = self._workspace()
         try:
-            workspace = self._workspace(launch.workspace_bytes) if launch.workspace_bytes else None
             arguments = (*pointers, workspace, self._params, *maps)
             self._function(launch.grid, launch.block, arguments, launch.shared_bytes)
         except self._refusals as error:
@@ -148,12 +149,26 @@ class Ready:
             pointers.append(pointer)
         return pointers, [encoded(tensor_map, pointers[i].ptr) for tensor_map, i in self._maps]
 
-    def _workspace(self, size: int) -> Any:
+    def _own_workspace(self) -> Any:
+        """Memory for all calls of a bound launch, its tickets zero: in a graph it needs no node, others three."""
+        if not self._launch.workspace_bytes or self._cuda.get_current_stream().is_capturing():
+            return None
+        with self._cuda.Device(self._device_id):
+            workspace = self._workspace()
+            settle()  # a call may come on another stream
+        return workspace
+
+    def _workspace(self) -> Any:
         # CuPy's pool would hand the block to others while a captured graph still uses it on every replay; memory of
         # malloc_async becomes a pair of nodes of the graph, which owns it.
+        launch = self._launch
         capturing = self._cuda.get_current_stream().is_capturing()
-        workspace = self._cuda.malloc_async(size) if capturing else self._cuda.alloc(size)
-        workspace.memset_async(0, size)
+        try:
+            workspace = (self._cuda.malloc_async if capturing else self._cuda.alloc)(launch.workspace_bytes)
+            if launch.ticket_bytes:
+                workspace.memset_async(0, launch.ticket_bytes)
+        except self._refusals as error:
+            raise _refused(launch, error) from error
         return workspace
 
 

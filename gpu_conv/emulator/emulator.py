@@ -28,6 +28,7 @@ CHUNK_LANES = 16384
 Array = npt.NDArray[Any]
 DEFAULT_ARCH = "sm_80"
 _MAX_SHARED = 227 * 1024  # of any architecture
+_SPOILT = 0xFF  # as bytes of a workspace: NaN in every floating-point type
 
 
 class Emulator:
@@ -56,8 +57,8 @@ class Emulator:
         Args:
             launch: what to run.
             operands: arrays by the names of ``launch.POINTERS``; absent or ``None`` is a null pointer. The kernel
-                may touch the extent of each array and nothing else, write only ``y`` and its workspace, and must
-                write every element of ``y``.
+                may touch the extent of each array and nothing else, write only ``y`` and its workspace, must write
+                every element of ``y``, and leave the tickets of the workspace as it found them, zero.
 
         Raises:
             EmulationError: the kernel did something wrong.
@@ -70,7 +71,8 @@ class Emulator:
             raise ValueError(f"unknown operands {sorted(unknown)}; a kernel takes {', '.join(POINTERS)}")
         arrays = {name: operands.get(name) for name in POINTERS}
         if launch.workspace_bytes:
-            arrays["workspace"] = np.zeros(launch.workspace_bytes, np.uint8)
+            arrays["workspace"] = workspace = np.full(launch.workspace_bytes, _SPOILT, np.uint8)
+            workspace[: launch.ticket_bytes] = 0
         y = arrays["y"]
         if y is not None and not y.flags.writeable:
             raise ValueError("y is read-only")
@@ -85,6 +87,7 @@ class Emulator:
             outputs=(POINTERS.index("y"),),
             writable={POINTERS.index("y"), POINTERS.index("workspace")},
             title=launch.name_expression,
+            tickets=launch.ticket_bytes,
         )
 
     def execute(
@@ -120,7 +123,7 @@ class Emulator:
 
     def _execute(
         self, program: Program, grid: Any, block: Any, args: Sequence[Any], shared_bytes: int, names: Sequence[str],
-        outputs: Sequence[int], writable: set[int], title: str,
+        outputs: Sequence[int], writable: set[int], title: str, tickets: int = 0,
     ) -> Report:  # fmt: skip
         started = time.perf_counter()
         grid, block = _three(grid), _three(block)
@@ -152,6 +155,8 @@ class Emulator:
             for i in outputs:
                 if i in allocations:
                     _check_written(recorder, allocations[i])
+            if tickets and args[POINTERS.index("workspace")][:tickets].any():
+                recorder.add("workspace", None, "tickets are not zero after the launch")
         report = Report(title, grid, block, _counters(state), recorder.findings, list(recorder.notes), self.seed)
         report.seconds = time.perf_counter() - started
         self.last_report = report

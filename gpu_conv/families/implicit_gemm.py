@@ -118,6 +118,7 @@ def plan(p: ConvProblem, target: Target, tile: Tile | None = None) -> Launch:
         params=params,
         shared_bytes=demand.shared_bytes(tile),
         workspace_bytes=demand.workspace_bytes(tile, splits),
+        ticket_bytes=demand.ticket_bytes(tile),
     )
 
 

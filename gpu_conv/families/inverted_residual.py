@@ -90,6 +90,7 @@ def plan(chain: Chain, target: Target, tile: Tile | None = None) -> Launch:
         params=params,
         shared_bytes=shape.shared_bytes,
         workspace_bytes=shape.workspace_bytes,
+        ticket_bytes=shape.ticket_bytes,
     )
 
 

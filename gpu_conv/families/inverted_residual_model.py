@@ -179,10 +179,13 @@ class Shape:
 
     @property
     def workspace_bytes(self) -> int:
-        """One ticket per tile, then the sums of every block."""
-        if self.tile.splits == 1:
-            return 0
-        return 4 * (ceil(self.blocks // self.tile.splits / LINE) * LINE + self.blocks * THREADS * self.sums)
+        """The tickets, then the sums of every block."""
+        return self.ticket_bytes + 4 * self.blocks * THREADS * self.sums if self.tile.splits > 1 else 0
+
+    @property
+    def ticket_bytes(self) -> int:
+        """One ticket per tile."""
+        return 4 * ceil(self.blocks // self.tile.splits / LINE) * LINE if self.tile.splits > 1 else 0
 
     @cached_property
     def kept(self) -> int:

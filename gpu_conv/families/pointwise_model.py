@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, prod
 
 from ..launch import Target
 from .pointwise_tiles import TILES, Engine, Tile
@@ -87,11 +87,15 @@ class Demand:
         return max(1, min(slots // (pixel_tiles * channel_tiles * self.groups), self.slabs(tile) // 2))
 
     def workspace_bytes(self, tile: Tile, splits: int) -> int:
-        """One ticket per tile, then the partial sums of every block."""
+        """The tickets, then the partial sums of every block."""
         if not tile.split:
             return 0
-        tiles = self.groups * self.tiles(tile)[0] * self.tiles(tile)[1]
-        return 4 * (ceil(tiles / 32) * 32 + tiles * splits * tile.rows * tile.columns)
+        tiles = self.groups * prod(self.tiles(tile))
+        return self.ticket_bytes(tile) + 4 * tiles * splits * tile.rows * tile.columns
+
+    def ticket_bytes(self, tile: Tile) -> int:
+        """One ticket per tile, padded to 32 of them."""
+        return 4 * ceil(self.groups * prod(self.tiles(tile)) / 32) * 32 if tile.split else 0
 
     @property
     def rereads(self) -> int:

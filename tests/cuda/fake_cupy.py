@@ -83,7 +83,7 @@ class FakeCupy(ModuleType):
             Device=self._device_type(),
             alloc=lambda size: self._allocate("alloc", size),
             malloc_async=lambda size: self._allocate("malloc_async", size),
-            get_current_stream=lambda: SimpleNamespace(is_capturing=lambda: self.capturing),
+            get_current_stream=lambda: SimpleNamespace(is_capturing=lambda: self.capturing, synchronize=lambda: None),
             runtime=SimpleNamespace(
                 CUDARuntimeError=CUDARuntimeError,
                 getDevice=lambda: self.device,

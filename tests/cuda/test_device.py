@@ -81,13 +81,22 @@ def test_operands_on_two_devices_are_named(cupy):
 
 
 @pytest.mark.parametrize("capturing", [False, True])
-def test_the_workspace_is_zeroed_on_the_stream_and_belongs_to_a_captured_graph(cupy, capturing):
+def test_the_tickets_are_zeroed_on_the_stream_and_the_workspace_belongs_to_a_captured_graph(cupy, capturing):
     cupy.capturing = capturing
-    device.run(tiny.launch(workspace_bytes=4096), {"x": X, "y": Y})
+    device.run(tiny.launch(workspace_bytes=4096, ticket_bytes=128), {"x": X, "y": Y})
     allocated, zeroed, call = cupy.log
     assert allocated == ("malloc_async" if capturing else "alloc", 4096)
-    assert zeroed == ("memset", 0xABC000, 0, 4096)
+    assert zeroed == ("memset", 0xABC000, 0, 128)
     assert call.args[POINTERS.index("workspace")].ptr == 0xABC000
+
+
+def test_a_bound_launch_keeps_its_workspace(cupy):
+    call = device.ready(tiny.launch(workspace_bytes=4096, ticket_bytes=128), 0).bind({"x": X, "y": Y})
+    assert cupy.log == [("alloc", 4096), ("memset", 0xABC000, 0, 128)]
+    cupy.capturing = True
+    call()
+    call()
+    assert [entry.args[POINTERS.index("workspace")].ptr for entry in cupy.log[2:]] == [0xABC000] * 2
 
 
 @pytest.mark.parametrize("grid", [(0, 1, 1), (4, 0, 1), (4, 1, 0)])

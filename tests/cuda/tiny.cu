@@ -31,12 +31,14 @@ __global__ void reverse(OPERANDS) {
     for (long long i = threadIdx.x; i < p.count; i += blockDim.x) y[i] = tile[p.count - 1 - i];
 }
 
-// Counts arrivals in the workspace; the last block writes the count. Wrong unless the workspace starts as zero.
+// Counts arrivals in the workspace; the last block writes the count, and zero for the next launch.
 template <typename T>
 __global__ void arrivals(OPERANDS) {
     if (threadIdx.x != 0) return;
     const unsigned arrived = atomicAdd(workspace, 1u) + 1;
-    if (arrived == gridDim.x) y[0] = static_cast<T>(arrived);
+    if (arrived < gridDim.x) return;
+    y[0] = static_cast<T>(arrived);
+    *workspace = 0;
 }
 
 // 64 floats of static shared memory, and 64 floats of local memory because the index is known only at run time.

@@ -1,5 +1,7 @@
 """The device interface: launches of this package on NumPy arrays."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -52,6 +54,12 @@ def test_only_y_and_the_workspace_may_be_written(launch):
     y.flags.writeable = False
     with pytest.raises(ValueError, match="y is read-only"):
         Emulator().run(launch, {"x": x, "y": y})
+
+
+def test_tickets_must_be_zero_again(launch):
+    x, y = np.zeros(100, np.float32), np.full(100, np.nan, np.float32)
+    report = Emulator(strict=False).run(replace(launch, ticket_bytes=4), {"x": x, "y": y})
+    assert [f.kind for f in report.findings] == ["workspace"]
 
 
 def test_unknown_operands(launch):

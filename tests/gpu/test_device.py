@@ -100,13 +100,18 @@ def test_more_shared_memory_than_the_device_has_is_refused():
         device.run(tiny.launch(shared_bytes=limit + 1), {"x": integers(200), "y": integers(200)})
 
 
-def test_the_workspace_is_zero_at_every_launch():
-    launch = tiny.launch("arrivals", ("float",), grid=(300, 1, 1), block=(32, 1, 1), workspace_bytes=4)
+def test_the_tickets_are_zero_at_every_launch():
+    launch = tiny.launch("arrivals", ("float",), grid=(300, 1, 1), block=(32, 1, 1), workspace_bytes=4, ticket_bytes=4)
     for _ in range(3):
         dirt = cupy.full(128, 0xFFFFFFFF, "uint32")  # goes back to the pool, which hands it out again
         del dirt
         y = cupy.full(1, np.nan, "float32")
         device.run(launch, {"y": y})
+        assert float(y[0]) == 300
+    bound = device.ready(launch, 0).bind({"y": y})
+    for _ in range(3):
+        y.fill(np.nan)
+        bound()
         assert float(y[0]) == 300
 
 
@@ -161,7 +166,9 @@ def test_a_launch_does_not_wait_for_the_gpu():
 @pytest.mark.parametrize("workspace", [False, True])
 def test_a_captured_graph_replays_and_owns_its_workspace(workspace):
     if workspace:
-        launch = tiny.launch("arrivals", ("float",), grid=(300, 1, 1), block=(32, 1, 1), workspace_bytes=1 << 20)
+        launch = tiny.launch(
+            "arrivals", ("float",), grid=(300, 1, 1), block=(32, 1, 1), workspace_bytes=1 << 20, ticket_bytes=4
+        )
     else:
         launch = tiny.launch()
     stream = cupy.cuda.Stream(non_blocking=True)
