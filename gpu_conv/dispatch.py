@@ -8,13 +8,13 @@ from functools import lru_cache, partial
 from typing import Any
 
 from .choices import Choice, Choices
-from .families import Row, depthwise, direct, implicit_gemm, pointwise, tile, toeplitz, wgmma
+from .families import Row, depthwise, direct, implicit_gemm, pointwise, stem, tile, toeplitz, wgmma
 from .launch import CTYPES, Launch, Target
 from .phases import Phase, split
 from .problem import ConvProblem
 
 TABLE: tuple[Row, ...] = (
-    *(*wgmma.ROWS, *pointwise.ROWS, *toeplitz.ROWS, *depthwise.ROWS, *tile.ROWS),
+    *(*wgmma.ROWS, *pointwise.ROWS, *toeplitz.ROWS, *depthwise.ROWS, *stem.ROWS, *tile.ROWS),
     *(*implicit_gemm.ROWS, *direct.ROWS),
 )
 
