@@ -6,7 +6,7 @@ A call from Python, as a user makes it, its host cost included: float32 and floa
 CUDA graph. Where blocks of convolutions run as one launch each (``blocks`` counts them), the replay without such
 launches is timed beside it: it shows whether the model that chose them is right. PyTorch eager runs the convolutions of
 the same network, channels-last, batch norm folded, in both types; its time without the host, from the replay of a CUDA
-graph, is given too.
+graph, is given too, and the same of ``torch.compile``.
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ def ours(name: str, batch: int, dtype: str) -> dict[str, Any]:
     return result
 
 
-def torch_mobilenet_v2(batch: int, dtype: str) -> dict[str, Any]:
-    """PyTorch eager on the 52 convolutions, activations and residuals: channels-last, float32 without TF32."""
+def torch_mobilenet_v2(batch: int, dtype: str, compiled: bool) -> dict[str, Any]:
+    """PyTorch on the 52 convolutions, activations and residuals: channels-last, float32 without TF32."""
     torch = torch_setup()
     functional = torch.nn.functional
     place = {"device": "cuda", "dtype": getattr(torch, dtype)}
@@ -90,7 +90,12 @@ def torch_mobilenet_v2(batch: int, dtype: str) -> dict[str, Any]:
     with torch.inference_mode():
         call = measure_host(lambda: net(x), torch.cuda.synchronize, budget_s=0.5)
         graph = measure([lambda: net(x)], min_samples=5)
-    return {"call_ms": round(call.us / 1e3, 4), "graph_ms": round(graph.us / 1e3, 4)}
+        found = {"call_ms": round(call.us / 1e3, 4), "graph_ms": round(graph.us / 1e3, 4)}
+        if compiled:
+            fast = torch.compile(net, dynamic=False)
+            fast(x)
+            found["compiled_graph_ms"] = round(measure([lambda: fast(x)], min_samples=5).us / 1e3, 4)
+    return found
 
 
 def main() -> None:
@@ -101,6 +106,7 @@ def main() -> None:
     default = ["mobilenet_v2", "efficientnet_lite0"]
     parser.add_argument("--networks", nargs="*", default=default, help=f"of {', '.join(NETWORKS)}")
     parser.add_argument("--dtypes", nargs="*", default=["float32", "float16"])
+    parser.add_argument("--compile", action="store_true", help="torch.compile too: it takes a minute")
     arguments = parser.parse_args()
     free = cupy.get_default_memory_pool().free_all_blocks
     result: dict[str, Any] = {"environment": environment(), "nets": []}
@@ -108,7 +114,7 @@ def main() -> None:
         row = {"net": name, "batch": batch, "dtype": dtype}
         row |= attempt(lambda n=name, b=batch, t=dtype: ours(n, b, t), free)
         if name == "mobilenet_v2":
-            row["torch_nhwc"] = attempt(lambda b=batch, t=dtype: torch_mobilenet_v2(b, t), free)
+            row["torch_nhwc"] = attempt(lambda b=batch, t=dtype: torch_mobilenet_v2(b, t, arguments.compile), free)
         result["nets"].append(row)
         print(json.dumps(row), flush=True)
         arguments.output.write_text(json.dumps(result, indent=1) + "\n")

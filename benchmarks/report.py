@@ -65,11 +65,12 @@ def details(rows: list[dict[str, Any]]) -> str:
 
 
 def nets(rows: list[dict[str, Any]]) -> str:
-    """Whole networks: milliseconds per call."""
-    lines = ["| network | batch | dtype | ms per call | PyTorch eager, ms per call |", "|---|---|---|---|---|"]
+    """Whole networks: milliseconds of a call and of a replay of its CUDA graph."""
+    peers = {"call_ms": "PyTorch eager, call", "graph_ms": "its replay", "compiled_graph_ms": "torch.compile, replay"}
+    lines = [f"| network | batch | dtype | call | replay | {' | '.join(peers.values())} |", f"|{'---|' * 8}"]
     for row in rows:
-        peer = row.get("torch_nhwc", {}).get("call_ms")
-        cells = (row["net"], row["batch"], row["dtype"], f"{row['call_ms']:.2f}", f"{peer:.2f}" if peer else "")
+        times = [row.get("call_ms"), row.get("replay_ms"), *(row.get("torch_nhwc", {}).get(name) for name in peers)]
+        cells = (row["net"], row["batch"], row["dtype"], *(f"{t:.3f}" if t else "" for t in times))
         lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines)
 

@@ -19,8 +19,8 @@
 #include "inverted_residual.cuh"
 
 template <class T, int IN, int OUT, int STRIDE, bool EXPAND, bool RESIDUAL, int ACT_EXPAND, int ACT_DEPTHWISE, int ACT,
-          int ROWS, int COLUMNS, int SLAB, int PIXEL_WARPS, int RUN, bool SPLIT, int SHARED>
-__global__ void __launch_bounds__(256, 1)
+          int ROWS, int COLUMNS, int SLAB, int PIXEL_WARPS, int RUN, bool SPLIT, int SHARED, int MIN_BLOCKS>
+__global__ void __launch_bounds__(256, MIN_BLOCKS)
     inverted_residual(const T* x, const uint8* w, const float* bias, const T*, const int32*, const int32*, T* y,
                       void* workspace, const InvertedResidualParams p) {
     typedef ResidualTile<IN, OUT, STRIDE, EXPAND, ROWS, COLUMNS, SLAB, PIXEL_WARPS, RUN> Tile;

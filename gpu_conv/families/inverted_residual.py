@@ -84,6 +84,7 @@ def plan(chain: Chain, target: Target, tile: Tile | None = None) -> Launch:
         template=(
             *(CTYPES[d.x.dtype], chain.in_channels, chain.out_channels, chain.stride, *flags, *codes),
             *(tile.rows, tile.columns, tile.slab, tile.pixel_warps, tile.run, tile.splits > 1, shape.shared_bytes),
+            shape.together(target),
         ),
         grid=(shape.blocks, 1, 1),
         block=(THREADS, 1, 1),

@@ -197,10 +197,10 @@ class Shape:
         return self.shared_bytes + static <= target.shared_per_block and self.kept <= REGISTERS
 
     def together(self, target: Target) -> int:
-        """Blocks that a multiprocessor holds. The registers are those of 24 instantiations for sm_90a, within 12."""
+        """Blocks that a multiprocessor holds: with the fewest registers that 116 instantiations took without spills."""
         shared = (target.shared_per_block + 1024) // (self.shared_bytes + 1024)
-        registers = max(self.kept + 48, self.sums + 4 * self.tile.run + 60)
-        return max(1, min(shared, 65536 // (THREADS * registers), 6))
+        registers = max(self.kept + 40, (self.kept + self.sums) // 2 + 4 * self.tile.run + 38)
+        return max(1, min(shared, 65536 // THREADS // (ceil(registers / 8) * 8), 6))
 
     def clocks(self, target: Target) -> float:
         """Predicted duration: what a multiprocessor issues, or the barriers of its blocks one after the other."""
