@@ -28,7 +28,7 @@ sanitize() {
     local tool offset=0 status=0
     local -A jobs
     for tool in memcheck racecheck initcheck synccheck; do
-        timeout 200 compute-sanitizer --tool "$tool" --error-exitcode 9 --print-limit 5 \
+        timeout 200 compute-sanitizer --tool "$tool" --error-exitcode 9 --print-limit 40 \
             python3 -m tests.gpu.sweep run --every 5 --offset $offset >"$out/sanitize-$tool.log" 2>&1 &
         jobs[$tool]=$!
         offset=$((offset + 1))

@@ -62,12 +62,20 @@ class Net(Builder):
         return Map(ACTIVATIONS[name](self, x.name), x.channels, x.side) if name else x
 
     def conv(
-        self, x: Map, out: int, k: int = 1, stride: int = 1, groups: int = 1, act: str | None = None, bn: bool = True
+        self,
+        x: Map,
+        out: int,
+        k: int = 1,
+        stride: int = 1,
+        groups: int = 1,
+        act: str | None = None,
+        bn: bool = True,
+        gain: float = 1.0,
     ) -> Map:
-        """A convolution that keeps the side (divides it by the stride), normalised and activated."""
+        """A convolution that keeps the side (divides it by the stride), normalised (to ``gain``) and activated."""
         pads: dict[str, Any] = {"auto_pad": "SAME_UPPER"} if self.same else {"pads": [k // 2] * 4}
         options = {"kernel_shape": [k, k], "strides": [stride] * 2, "group": groups, **pads}
-        name = self.conv_bn(x.name, (out, x.channels // groups, k, k), bn, act, **options)
+        name = self.conv_bn(x.name, (out, x.channels // groups, k, k), bn, act, gain, **options)
         return Map(name, out, -(-x.side // stride))
 
     def depthwise(self, x: Map, k: int, stride: int = 1, act: str | None = None) -> Map:
@@ -212,7 +220,8 @@ def shufflenet_v1(size: int = 224, width: float = 1.0, groups: int = 3) -> onnx.
             first = 1 if x.channels == 24 else groups
             y = net.conv(x, out // 4, groups=first, act="relu")
             y = net.depthwise(net.shuffle(y, groups), 3, stride)
-            y = net.conv(y, into, groups=groups)
+            # As training leaves what is added to a sum: without it the values grow to 69893, beyond float16.
+            y = net.conv(y, into, groups=groups, gain=0.25)
             if stride == 2:
                 pooled = net.node("AveragePool", x.name, kernel_shape=[3, 3], strides=[2, 2], pads=[1] * 4)
                 y = Map(net.node("Concat", pooled, y.name, axis=1), out, y.side)

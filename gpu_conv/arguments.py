@@ -233,7 +233,7 @@ def tensor(view: Array) -> Tensor:
     return Tensor(
         str(view.dtype.name),
         tuple(view.shape),
-        tuple(s // itemsize for s in view.strides),
+        layouts.settled(view.shape, [s // itemsize for s in view.strides]),
         min(16, start & -start) if start else 16,
     )
 

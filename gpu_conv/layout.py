@@ -8,6 +8,7 @@ output channels of one group.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from math import prod
 
@@ -55,3 +56,17 @@ def default_filter(rank: int, transposed: bool) -> str:
 def contiguous_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
     """Element strides of a C-contiguous array."""
     return tuple(prod(shape[i + 1 :]) for i in range(len(shape)))
+
+
+def settled(shape: Sequence[int], strides: Sequence[int]) -> tuple[int, ...]:
+    """The strides, those of axes of length 1 as NumPy's ``reshape`` sets them.
+
+    Nothing follows those, but they are part of a problem, and CuPy's ``reshape`` sets others: plans and measured
+    choices are for both libraries.
+    """
+    inner = next((abs(s) for n, s in zip(reversed(shape), reversed(strides), strict=True) if n != 1), 1)
+    found: list[int] = []
+    for n, s in zip(reversed(shape), reversed(strides), strict=True):
+        found.append(inner if n == 1 else s)
+        inner = abs(found[-1]) * n
+    return tuple(reversed(found))

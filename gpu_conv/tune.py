@@ -51,7 +51,8 @@ def tune(
     Args:
         x, w, bias: arrays of a layer, or their shapes as tuples (then of ``dtype``). Without ``w``, ``x`` is an ONNX
             model (path, bytes, ``onnx.ModelProto``), or a function without arguments that convolves NumPy arrays of the
-            shapes and dtypes that will later be CuPy's.
+            shapes and dtypes that will later be CuPy's. So it is for a ``Conv``: it packs its filter, and is another
+            problem than a call of ``conv`` with the same arrays.
         transposed: the layer is a :func:`gpu_conv.conv_transpose`.
         dtype: element type where shapes are given.
         dims: sizes of the open axes of the model's inputs, by name. Axis 0 is 1 without it.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import doctest
 import importlib
 import itertools
+import warnings
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -37,9 +38,11 @@ def convolves(model: onnx.ModelProto) -> bool:
 def cases() -> dict[str, Any]:
     """Every test case of the onnx wheel with a convolution in it, by kind and name."""
     # Importing a file makes its cases; ``collect_testcases`` imports all files and takes 7 s.
-    for file in sorted(Path(node_cases.__file__).parent.glob("*.py")):
-        if any(f'"{op}"' in file.read_text() for op in CONVOLUTIONS):
-            importlib.import_module(f"{node_cases.__name__}.{file.stem}")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Setting the shape on a NumPy array", DeprecationWarning)  # since NumPy 2.5
+        for file in sorted(Path(node_cases.__file__).parent.glob("*.py")):
+            if any(f'"{op}"' in file.read_text() for op in CONVOLUTIONS):
+                importlib.import_module(f"{node_cases.__name__}.{file.stem}")
     found = {f"node/{c.name}": c for c in node_cases._NodeTestCases if convolves(c.model)}
     for kind in ("pytorch-converted", "pytorch-operator", "simple"):
         for case in load_model_tests(kind=kind):

@@ -57,6 +57,24 @@ def test_mean_of_many_pixels() -> None:
     np.testing.assert_array_equal(found, np.full((1, 2, 1, 1), 6, np.float32))
 
 
+@pytest.mark.parametrize("device", [None, "emulator"])
+@pytest.mark.parametrize("op", ["Gemm", "MatMul"])
+def test_a_product_at_the_end_is_not_rounded(op: str, device: str | None) -> None:
+    """2049 products of 1, which float16 rounds to 2048; what somebody else reads has the graph's type."""
+    b = Builder()
+    y = b.node(op, "x", b.constant(np.ones((2049, 8), np.float32)))
+    given = np.ones((3, 2049), np.float32)
+    runner = load(b.model({"x": (np.float32, ["n", 2049])}, y), dtype="float16", device=device)
+    for _ in range(2):
+        (found,) = runner(given).values()
+        assert found.dtype == np.float32
+        np.testing.assert_array_equal(found, np.full((3, 8), 2049, np.float32))
+    assert [r.op for r in runner.profile(given, repeat=1)] == ["Round", op]
+    runner = load(b.model({"x": (np.float32, ["n", 2049])}, y, b.node("Relu", y)), dtype="float16", device=device)
+    for found in runner(given).values():
+        np.testing.assert_array_equal(found, np.full((3, 8), 2048, np.float32))
+
+
 def test_types_at_the_border() -> None:
     nodes = [
         helper.make_node("Cast", ["i"], ["f"], to=TensorProto.FLOAT),

@@ -1,12 +1,15 @@
 """What a ``TensorMap`` describes, at one address, as the 128 bytes that the copy engine reads: the driver encodes it.
 
 ``cuda.bindings.driver.cuTensorMapEncodeTiled`` writes into memory of a Python object, aligned to 16 bytes, where the
-driver asks for 64. So the driver's own function is called here, on memory that is aligned.
+driver asks for 64. So the driver's own function is called here, on memory that is aligned. It comes from the library
+that CuPy has loaded: the first call of ``cuda.bindings.driver`` looks all functions up that it knows, and
+compute-sanitizer counts each that this driver has not as an error.
 """
 
 from __future__ import annotations
 
 import ctypes
+import sys
 from collections.abc import Callable
 from functools import cache, lru_cache
 from typing import Any
@@ -21,7 +24,6 @@ _TYPES = {"uint8": 0, "int8": 0, "int32": 3, "float16": 6, "float32": 7, "float6
 _SWIZZLES = {0: 0, 32: 1, 64: 2, 128: 3}
 _NO_INTERLEAVE, _ZEROS_OUTSIDE = 0, 0
 _PROMOTE_256 = 3  # a miss fetches 256 bytes into the second-level cache: the next channels or pixels come soon
-_SINCE = 12000  # the CUDA version that brought the function
 _SIGNATURE = ctypes.CFUNCTYPE(
     ctypes.c_int,
     *(ctypes.c_void_p, ctypes.c_int, ctypes.c_uint32, ctypes.c_void_p),
@@ -62,9 +64,8 @@ def encoded(tensor_map: TensorMap, address: int) -> np.void:
 
 @cache
 def _driver_function() -> Callable[..., Any]:
-    from cuda.bindings import driver
-
-    status, address, *_ = driver.cuGetProcAddress(b"cuTensorMapEncodeTiled", _SINCE, 0)
-    if int(status) or not address:
-        raise LaunchFailed(f"the driver has no tensor maps ({status!r}): update it")
-    return _SIGNATURE(int(address))
+    try:
+        library = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+        return _SIGNATURE(("cuTensorMapEncodeTiled", library))
+    except (OSError, AttributeError) as error:
+        raise LaunchFailed(f"the driver has no tensor maps, which came with CUDA 12.0: update it. {error}") from error

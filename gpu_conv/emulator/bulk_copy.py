@@ -71,7 +71,7 @@ class BulkCopies:
     ) -> None:  # fmt: skip
         """``cp.async.bulk.tensor`` from global to shared memory; what lies outside of the tensor is zero."""
         for lane, place, at, counter, *corner_of in self._each(lanes, to, where, mbarrier, *corner):
-            tiles = self._tiles(source, lane, at + where_offset, len(corner))
+            tiles = self._tiles(source, lane, at + where_offset, corner_of)
             if tiles is None:
                 continue
             offset, inside, low, high = tiles.rows(tuple(corner_of))
@@ -138,7 +138,7 @@ class BulkCopies:
     ) -> None:  # fmt: skip
         """``cp.async.bulk.tensor`` from shared to global memory; what lies outside of the tensor is dropped."""
         for lane, at, place, *corner_of in self._each(lanes, where, of, *corner):
-            tiles = self._tiles(target, lane, at + where_offset, len(corner))
+            tiles = self._tiles(target, lane, at + where_offset, corner_of)
             if tiles is None:
                 continue
             data = self._take(source, lane, place + of_offset, tiles.box_bytes, tiles.swizzle)
@@ -212,9 +212,9 @@ class BulkCopies:
 
     # ---- the two memories
 
-    def _tiles(self, site: Site, lane: int, address: int, rank: int) -> Tiles | None:
-        """The tensor map at an address."""
-        chunk = self.chunk
+    def _tiles(self, site: Site, lane: int, address: int, corner: list[int]) -> Tiles | None:
+        """The tensor map at an address, if it takes a box at this corner."""
+        chunk, rank = self.chunk, len(corner)
         if address not in self._maps:
             allocation = chunk.launched.space.at(address)
             start = address - allocation.base if allocation else 0
@@ -231,6 +231,11 @@ class BulkCopies:
             return None
         if tiles.swizzle and tiles.row_bytes != tiles.swizzle:
             raise UnsupportedPtx(f"rows of {tiles.row_bytes} bytes in a swizzle of {tiles.swizzle} are not implemented")
+        if corner[0] * tiles.element % CHUNK:
+            text = f"corner {corner[0]} on the innermost axis is no multiple of {CHUNK // tiles.element} elements, "
+            text += f"{CHUNK} bytes: an illegal instruction on hardware"
+            chunk.report("misaligned", site, np.bool_(True), np.array([lane]), text, address)
+            return None
         return tiles
 
     def _shared(self, site: Site, lane: int, place: int, size: int, swizzle: int, *, write: bool) -> Indices | None:

@@ -230,11 +230,21 @@ class Mbarriers:
         wanted = spread(phase, chunk.lane_count)
         for known, indices in self._found(site, address, lanes, immediate):
             mine = wanted[indices].astype(np.int64)
-            over = mine & 1 != known.phase & 1 if parity else mine < known.phase
+            over = mine & 1 != known.phase & 1
+            if not parity:
+                self._check_state(site, known, indices, mine)
             done[indices] = over
             if over.any() and self.knowledge and known.known is not None and acquire:
                 self.knowledge.acquire(indices[over], known.known)
         return done
+
+    def _check_state(self, site: Site, known: Mbarrier, lanes: Indices, phases: Indices) -> None:
+        """Hardware keeps the parity of a state's phase alone: of the phase before the last it says the contrary."""
+        foreign = (phases != known.phase) & (phases != known.phase - 1)
+        if foreign.any():
+            text = f"asks for phase {int(phases[foreign][0])} of the mbarrier at {self.shared.describe(known.address)}"
+            text += f", which is in phase {known.phase}: a state is of this phase or of the one before"
+            self.chunk.report("invalid mbarrier", site, foreign, lanes, text, known.address)
 
     def describe(self, site: Site, address: Value, lanes: Lanes, immediate: int) -> str:
         """What the objects that these lanes wait for still miss."""

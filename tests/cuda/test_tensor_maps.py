@@ -114,6 +114,16 @@ def test_a_refusal_names_map_and_address(driver):
         tensor_maps.encoded(MAP, 0x1008)
 
 
+@pytest.mark.parametrize("library", [None, "libcuda.so.of.no.driver"])
+def test_a_driver_without_tensor_maps(monkeypatch, library):
+    """An old one, of which this process itself plays the part, or none."""
+    found = ctypes.CDLL
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: found(library))
+    tensor_maps._driver_function.cache_clear()
+    with pytest.raises(LaunchFailed, match=r"no tensor maps, which came with CUDA 12\.0"):
+        tensor_maps.encoded(MAP, 0x1000)
+
+
 def test_a_kernel_gets_its_maps_after_the_struct(stand_in, driver):
     cupy = stand_in(FakeCupy())
     launch = tiny.launch(tensor_maps=(MAP, FLAT))

@@ -62,10 +62,13 @@ def test_states_name_their_phase():
     """A thread that arrives twice: its first state is over, its second is not before the other one arrives again."""
     body = INIT.format(64) + """mbarrier.arrive.shared::cta.b64 %st, [%b]; bar.sync 0;""" + TEST.format("", "%st", 1)
     body += """@%t0 mbarrier.arrive.shared::cta.b64 %st, [%b]; bar.sync 0;""" + TEST.format("", "%st", 2)
-    body += """@!%t0 mbarrier.arrive.shared::cta.b64 _, [%b]; bar.sync 0;""" + TEST.format("", "%st", 4) + OUT
-    out, report = execute(body)
+    body += """@!%t0 mbarrier.arrive.shared::cta.b64 {}, [%b]; bar.sync 0;""" + TEST.format("", "%st", 4) + OUT
+    out, report = execute(body.replace("{}", "%st"))
     assert report.ok
     assert out.tolist() == [1 + 4] + [1 + 2 + 4] * 63
+    (finding,) = execute(body.replace("{}", "_"))[1].findings  # an H100 says that phase 0 is not over: it asks for 2
+    assert (finding.kind, finding.lanes) == ("invalid mbarrier", 63)
+    assert "asks for phase 0 of the mbarrier at bar + 0, which is in phase 2" in finding.message
 
 
 def test_more_arrivals_in_one_instruction_than_a_phase_has():

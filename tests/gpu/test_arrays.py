@@ -22,14 +22,14 @@ OPTIONS = dict(groups=2, padding=1, strides=(2, 1), activation="relu")
 @pytest.fixture
 def launched(monkeypatch):
     """Addresses of the operands, and the stream, of every launch."""
-    seen, original = [], device.run
+    seen, original = [], device.Ready.__call__
 
-    def run(launch, operands):
+    def call(self, operands):
         addresses = {name: array.data.ptr for name, array in operands.items() if array is not None}
         seen.append((addresses, cupy.cuda.get_current_stream().ptr))
-        original(launch, operands)
+        original(self, operands)
 
-    monkeypatch.setattr(device, "run", run)
+    monkeypatch.setattr(device.Ready, "__call__", call)
     return seen
 
 

@@ -3,15 +3,13 @@
 Every hand-written PTX kernel of tests/emulator that the emulator finds clean runs on the GPU too, on the same arrays.
 """
 
-import re
-
 import numpy as np
 import pytest
 
-from gpu_conv.cuda.tensor_maps import encoded
 from gpu_conv.emulator import Emulator
-from gpu_conv.launch import TensorMap
 from tests.emulator import test_bulk_copy, test_hopper_bugs, test_mbarrier, test_wgmma
+
+from .ptx import Apart, run_on_gpu
 
 cupy = pytest.importorskip("cupy")
 
@@ -23,32 +21,15 @@ pytestmark = [
 ]
 
 
-def run_on_gpu(ptx, entry, grid, block, args, shared, names):
-    """The arrays after the kernel."""
-    ptx = re.sub(r"%tid(?!\.)", "%thread", ptx.replace(".target sm_90\n", ".target sm_90a\n"))  # ptxas owns %tid
-    module = cupy.cuda.function.Module()
-    module.load(ptx.encode() + b"\0")
-    arrays = {
-        n: cupy.asarray(np.ascontiguousarray(a).view(np.uint8))
-        for n, a in zip(names, args, strict=True)
-        if isinstance(a, np.ndarray)
-    }
-    values = []
-    for name, value in zip(names, args, strict=True):
-        if isinstance(value, TensorMap):
-            values.append(encoded(value, arrays[value.operand].data.ptr))
-        elif name in arrays:
-            values.append(arrays[name].data)
-        else:
-            values.append(np.int32(value) if isinstance(value, int) else value)
-    three = [(*((s,) if isinstance(s, int) else tuple(s)), 1, 1)[:3] for s in (grid, block)]
-    module.get_function(entry)(*three, tuple(values), shared)
-    cupy.cuda.Device().synchronize()
-    return {name: cupy.asnumpy(array) for name, array in arrays.items()}
+@pytest.fixture(scope="module")
+def apart():
+    process = Apart()
+    yield process
+    process.close()
 
 
 @pytest.fixture(autouse=True)
-def compare(monkeypatch):
+def compare(monkeypatch, apart):
     real = Emulator.execute
     compared = []
 
@@ -57,7 +38,7 @@ def compare(monkeypatch):
         report = real(self, ptx, entry, grid, block, args, shared_bytes, outputs=outputs, names=names)
         if report.ok:
             keys = list(names or [f"argument {i}" for i in range(len(args))])
-            result = run_on_gpu(ptx, entry, grid, block, before, shared_bytes, keys)
+            result = apart(run_on_gpu, ptx, entry, grid, block, before, shared_bytes, keys)
             for key, value in zip(keys, args, strict=True):
                 if isinstance(value, np.ndarray):
                     np.testing.assert_array_equal(result[key], np.ascontiguousarray(value).view(np.uint8), err_msg=key)
@@ -70,8 +51,12 @@ def compare(monkeypatch):
 
 
 @pytest.mark.parametrize("case", test_bulk_copy.BOXES)
-def test_boxes(case):
+def test_loads_of_boxes(case):
     test_bulk_copy.test_loads_of_boxes(case, None)
+
+
+@pytest.mark.parametrize("case", test_bulk_copy.BOXES)
+def test_stores_of_boxes(case):
     test_bulk_copy.test_stores_of_boxes(case)
 
 
