@@ -1,11 +1,12 @@
 """Which kernels the dispatch table can ask for: the set that ``compile_matrix.py`` compiles for every architecture.
 
 Filters, strides, vector widths and tiles are template arguments: their product has no end. So the table itself is
-asked, for four sets of problems that together reach every tile of every family:
+asked, for sets of problems that together reach every tile of every family:
 
 - ``corpus``: the tests' cases, in every row that accepts them;
 - ``layers``: real layers (``layers.json``) in three dtypes, two layouts and their batches, as dispatch runs them;
 - ``inverted_residuals``: chains for the kernel of that name, with every tile that fits;
+- ``graph_steps``: what the runner of models has kernels for beside convolutions;
 - ``tiles``: a grid over the filters, strides, sizes, dtypes and layouts that tile tables tell apart, in every row that
   accepts them, and with every tile of the matrix products. The epilogues are those that need most registers: gelu
   (sm_90a, float16: 128 where the others need 72 to 126) and softplus, alone and with a residual.
@@ -17,25 +18,51 @@ import random
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import product
+from types import ModuleType
 from typing import Any
 
 from rows import BOTH, FLOATS, LAYERS, problem
 
 from gpu_conv import dispatch
 from gpu_conv.cuda.targets import KNOWN_TARGETS
-from gpu_conv.families import implicit_gemm, implicit_gemm_tiles, inverted_residual, pointwise, pointwise_tiles
+from gpu_conv.families import (
+    channels_last,
+    global_average,
+    implicit_gemm,
+    implicit_gemm_tiles,
+    inverted_residual,
+    pointwise,
+    pointwise_tiles,
+)
 from gpu_conv.families.inverted_residual_model import Chain, tiles
 from gpu_conv.launch import Launch, Target
-from gpu_conv.problem import ConvProblem
+from gpu_conv.layout import contiguous_strides
+from gpu_conv.problem import ConvProblem, Tensor
 
+Shape = tuple[int, ...]
 Key = tuple[str, str]  # file below kernels/, name expression
+
+
+@dataclass(frozen=True)
+class GraphStep:
+    """A step of a model that is no convolution: its family, what it reads and what it writes."""
+
+    family: ModuleType
+    x: Tensor
+    y: Tensor
+
+    @classmethod
+    def of(cls, family: ModuleType, x: Shape, x_dtype: str, y: Shape, y_dtype: str) -> GraphStep:
+        """For dense arrays."""
+        arrays = ((x_dtype, x), (y_dtype, y))
+        return cls(family, *(Tensor(dtype, shape, contiguous_strides(shape)) for dtype, shape in arrays))
 
 
 @dataclass(frozen=True)
 class Request:
     """One problem on one architecture, and which launches of the table it stands for."""
 
-    problem: Any  # ConvProblem, or the Chain of an inverted residual
+    problem: Any  # ConvProblem, the Chain of an inverted residual, or the GraphStep of a model
     arch: str
     ask: Callable[[Any, Target], Iterable[Launch]]
 
@@ -49,6 +76,7 @@ def requests(archs: Iterable[str]) -> Iterator[Request]:
         *((corpus(), every_row), (layers(), chosen), (grid(), every_row), (products(), every_tile)),
         (patches(), every_tile),
         (inverted_residuals(), every_tile_of_chain),
+        (graph_steps(), step),
     )
     asked = [(problem, ask) for problems, ask in sets for problem in problems]
     for arch in archs:
@@ -102,6 +130,11 @@ def every_tile_of_chain(chain: Chain, target: Target) -> Iterator[Launch]:
     """The kernel of inverted residuals with every tile that fits."""
     if inverted_residual.refuses(chain, target) is None:
         yield from (inverted_residual.plan(chain, target, t) for t in tiles(chain, target))
+
+
+def step(asked: GraphStep, target: Target) -> Iterator[Launch]:
+    """The one launch of a step."""
+    yield asked.family.plan(asked.x, asked.y, target)
 
 
 def corpus() -> Iterator[ConvProblem]:
@@ -186,6 +219,15 @@ def inverted_residuals() -> Iterator[Chain]:
         narrow = _geometry(e, o, 1, depthwise.out_spatial, (1, 1)) | {"epilogue": ("add",) * same}
         project = problem(narrow, "float16", True)
         yield Chain(None if c == e else expand, depthwise, project)
+
+
+def graph_steps() -> Iterator[GraphStep]:
+    """Every number of planes, small and large pictures; means of every width of vectors and of runs."""
+    for channels, given, wanted, size in product((1, 2, 3, 4), FLOATS, FLOATS, (8, 2048)):
+        yield GraphStep.of(channels_last, (1, channels, size, size), given, (1, size, size, channels), wanted)
+    for vectors, width, dtype, batch in product((1, 3, 5, 9, 17, 33), (1, 2, 4, 8), (*FLOATS, "float64"), (1, 512)):
+        channels = vectors * width
+        yield GraphStep.of(global_average, (batch, 64, 64, channels), dtype, (batch, 1, 1, channels), dtype)
 
 
 def tiles_of_products() -> set[str]:

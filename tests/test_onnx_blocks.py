@@ -38,19 +38,20 @@ def allow(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_launches_of_mobilenet_v2(monkeypatch: pytest.MonkeyPatch) -> None:
-    """52 convolutions and a matrix product; all 17 blocks are one launch each where the model says so."""
+    """52 convolutions, a mean, a product, and the move to channels last; up to 17 blocks are one launch each."""
     proto = gm.inverted_residuals(gm.MOBILENET_V2, size=224, bn=True)
     model = load(proto, dtype="float16", device="emulator")
     found = launches(model, 1, 3, 224, 224)
     assert found["inverted_residual"] >= 13
-    assert found.total() == 53 - 2 * found["inverted_residual"] + 1, "the first block has no expansion"
+    assert found["channels_last"] == found["global_average"] == 1
+    assert found.total() == 55 - 2 * found["inverted_residual"] + 1, "the first block has no expansion"
     assert launches(load(proto, device="emulator"), 1, 3, 224, 224)["inverted_residual"] == 0
     allow(monkeypatch)
     found = launches(load(proto, dtype="float16", device="emulator"), 1, 3, 224, 224)
     assert found["inverted_residual"] == 17
-    assert found.total() == 20
+    assert found.total() == 22
     forbid(monkeypatch)
-    assert launches(load(proto, dtype="float16", device="emulator"), 1, 3, 224, 224).total() == 53
+    assert launches(load(proto, dtype="float16", device="emulator"), 1, 3, 224, 224).total() == 55
 
 
 def test_every_input_shape_decides_for_itself(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -106,6 +106,8 @@ def test_profile() -> None:
     assert conv.bytes == 4 * (100 + 32 + 8 + 200)
     assert conv.seconds > 0
     assert profile[3].bytes == 0  # a view
+    emulated = load(model, device="emulator").profile(normal(1, 4, 5, 5), repeat=1)
+    assert [r.kernel for r in emulated] == ["channels_last", "pointwise", "global_average", "numpy", "numpy"]
     table = str(profile).splitlines()
     assert len(table) == len(profile) + 2
     assert "Conv+relu" in table[2]

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from ..families import channels_last
 from .ir import Array, Node
+from .ops.launch import in_one_launch
 from .ops.registry import Call, Op
 
 FEW = 8  # channels up to which NumPy moves them one by one: for the three of a picture 4 times faster
@@ -43,14 +45,17 @@ def wanted(row: Op, node: Node, ranks: list[int | None], last: list[bool]) -> tu
 
 def moved(call: Call, x: Array) -> Array:
     """ONNX's order to channels last: the one operation on layouts that copies. It may round to ``attrs["dtype"]``."""
-    if call.out is None:
-        return call.xp.ascontiguousarray(call.xp.moveaxis(x, 1, -1), call.attrs.get("dtype"))
+    y = call.out
+    if y is None:
+        y = call.xp.empty((x.shape[0], *x.shape[2:], x.shape[1]), call.attrs.get("dtype", x.dtype))
+    if in_one_launch(call, channels_last, x, y):
+        return y
     if call.xp is np and x.shape[1] <= FEW:
         for channel in range(x.shape[1]):
-            call.out[..., channel] = x[:, channel]
+            y[..., channel] = x[:, channel]
     else:
-        call.out[...] = call.xp.moveaxis(x, 1, -1)
-    return call.out
+        y[...] = call.xp.moveaxis(x, 1, -1)
+    return y
 
 
 def viewed(call: Call, x: Array) -> Array:

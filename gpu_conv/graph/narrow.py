@@ -1,7 +1,8 @@
 """A float32 graph computed in another type: weights are rounded once, everything between inputs and outputs follows.
 
 Left in float32: the bias of a convolution (it is added to float32 sums), and operands that are read on the host (the
-scales of a ``Resize``). Inputs and outputs keep the types that the file declares; the planner converts them.
+scales of a ``Resize``). Inputs and outputs keep the types that the file declares; the planner converts them, but for
+the results of matrix products, whose float32 sums need no rounding.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from .tensors import DTYPES
 
 SUPPORTED = ("float32", "float16")
 _CONVOLUTIONS = ("Conv", "ConvTranspose")
+_PRODUCTS = ("Gemm", "MatMul")
 _INTEGER = ("QLinearConv", "ConvInteger", "QuantizeLinear", "DequantizeLinear")
 
 
@@ -27,11 +29,21 @@ def narrow(graph: Graph, dtype: np.dtype[Any]) -> Graph:
     Raises:
         ModelError: a quantised model, whose scales are float32; a weight that the type cannot hold.
     """
+    _weights(graph, dtype)
+    made, read = graph.producers(), graph.consumers()
+    for port in graph.outputs:
+        node = made.get(port.name)
+        if node and node.op in _PRODUCTS and port.dtype == np.float32 and port.name not in read:
+            node.attrs["out_dtype"] = port.dtype
+    return graph
+
+
+def _weights(graph: Graph, dtype: np.dtype[Any]) -> None:
     for node in graph.nodes:
         if node.op in _INTEGER:
             raise ModelError(f"{node}: a quantised model is computed as it is, leave dtype={dtype.name!r} away")
         for branch in node.graphs:
-            narrow(branch, dtype)
+            _weights(branch, dtype)
         _attributes(node, dtype)
         row = OPS[node.op]
         for i, name in enumerate(node.inputs):
@@ -42,7 +54,6 @@ def narrow(graph: Graph, dtype: np.dtype[Any]) -> Graph:
                 if rounded not in graph.constants:
                     graph.constants[rounded] = _rounded(node, name, value, dtype)
                 node.inputs[i] = rounded
-    return graph
 
 
 def _rounded(node: Node, name: str, value: Host, dtype: np.dtype[Any]) -> Host:

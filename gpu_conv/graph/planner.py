@@ -243,7 +243,7 @@ class Planner:
         self, node: Node, run: Any, xp: ModuleType | None, value: Value, last: bool, views: bool = False
     ) -> Value:
         """One step between layouts or namespaces, done now and for good if the value is static."""
-        call = Call(node, xp or namespace(value.array))
+        call = Call(node, xp or namespace(value.array), self.device)
         if value.static:
             # what belongs to the model is moved to a device once, whatever the number of plans
             kept = self.memos.setdefault((run, self.locations), {}) if value.foreign and run is _upload else {}

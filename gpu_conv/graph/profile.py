@@ -125,4 +125,4 @@ def _op(step: Step) -> str:
 
 def _kernel(step: Step, operands: list[Any]) -> str:
     row = OPS.get(step.call.node.op)
-    return row.kernel(step.call, *operands) if row and row.kernel else step.call.xp.__name__
+    return row.kernel(step.call, *operands) if row and row.kernel else step.call.kernel or step.call.xp.__name__

@@ -7,17 +7,22 @@ from typing import Any
 import numpy as np
 
 from ...explain import explain
+from ...families import global_average
 from ...layer import Conv
 from ..errors import ModelError
 from ..ir import Array, Host
 from .conv import Window
 from .elementwise import activate
+from .launch import in_one_launch
 from .registry import Call, check_axis, op
 
 
 @op("GlobalAveragePool", layout="last")
 def global_average_pool(call: Call, x: Array) -> Array:
     """Mean over all pixels."""
+    y = call.xp.empty((x.shape[0], *[1] * (x.ndim - 2), x.shape[-1]), x.dtype)
+    if in_one_launch(call, global_average, x, y):
+        return y
     wide = np.result_type(x.dtype, np.float32)  # 112x112 values of 6 are more than float16 holds
     return x.mean(axis=tuple(range(1, x.ndim - 1)), keepdims=True, dtype=wide).astype(x.dtype, copy=False)
 
@@ -180,7 +185,7 @@ def _layer(call: Call, a: Array, b: Array, c: Array | None = None, alpha: float 
     def make() -> Conv:
         w = b.T if alpha == 1 else b.T * b.dtype.type(alpha)
         bias = None if c is None else (c if beta == 1 else c * c.dtype.type(beta)).reshape(-1)
-        return Conv(w, bias, device=call.device)
+        return Conv(w, bias, device=call.device, out_dtype=call.attrs.get("out_dtype"))
 
     if a.shape[-1] != b.shape[0]:
         raise ModelError(f"cannot multiply {a.shape} by {b.shape}")
@@ -192,7 +197,8 @@ def _layer(call: Call, a: Array, b: Array, c: Array | None = None, alpha: float 
 def _product_kernel(call: Call, a: Array, b: Array, c: Array | None = None) -> str:
     if not _is_layer(call, a, b, c):
         return call.xp.__name__
-    return explain(a.reshape(-1, a.shape[-1]), b if call.attrs.get("transB") else b.T, device=call.device).kernel
+    rows, w = a.reshape(-1, a.shape[-1]), b if call.attrs.get("transB") else b.T
+    return explain(rows, w, device=call.device, out_dtype=call.attrs.get("out_dtype")).kernel
 
 
 @op("MatMul", out=True, kernel=_product_kernel)

@@ -39,6 +39,7 @@ class Call:
         memo: what the node keeps from run to run; see ``remember``.
         fixed: whether all operands and the result are the same arrays in every run, only their contents differ.
         bound: what an operator keeps where they are.
+        kernel: what computed the node, where that was found out by running it; see ``Op.kernel``.
     """
 
     node: Node
@@ -52,6 +53,7 @@ class Call:
     memo: dict[Any, Any] = field(default_factory=dict)
     fixed: bool = False
     bound: Any = None
+    kernel: str | None = None
 
     def __post_init__(self) -> None:
         self.attrs = self.node.attrs
