@@ -219,15 +219,18 @@ class _Bench:
         self.target, self.device = target, device
         self.timer = timer or _graph_timer
         self.xp: Any
-        self.run: Callable[[Launch, Mapping[str, Any]], object]
+        self.bind: Callable[[Launch, Mapping[str, Any]], Call]
         if device == "cuda":
             from .cuda import device as cuda_device
 
-            self.xp, self.run = cuda_device.cupy(), cuda_device.run
+            self.xp = cuda_device.cupy()
+            here = self.xp.cuda.runtime.getDevice()
+            self.bind = lambda launch, arrays: cuda_device.ready(launch, here).bind(arrays)  # as a layer's replay
         else:
             from .emulator import Emulator
 
-            self.xp, self.run = np, Emulator(target.arch).run
+            self.xp = np
+            self.bind = partial(partial, Emulator(target.arch).run)
 
     def driver(self) -> str | None:
         """The newest CUDA that the driver knows, ``"13.0"``; None in the emulator."""
@@ -250,7 +253,7 @@ class _Bench:
                 if wanted is not None and not bool((result == wanted).all()):
                     facts["error"] = "its result differs from that of the table's choice"
                 else:
-                    calls = [partial(self.run, candidate.launch, operands.arrays) for operands in sets]
+                    calls = [self.bind(candidate.launch, operands.arrays) for operands in sets]
                     facts["us"] = round(float(self.timer(calls)), 3)
             except RuntimeError as error:  # a kernel that does not compile or launch here is no candidate
                 facts["error"] = f"{type(error).__name__}: {error}"[:300]
@@ -279,7 +282,7 @@ class _Bench:
 
     def _result(self, launch: Launch, operands: stand_in.Operands) -> Any:
         operands.spoil()
-        self.run(launch, operands.arrays)
+        self.bind(launch, operands.arrays)()
         return operands.written.copy()
 
 
