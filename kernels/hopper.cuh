@@ -67,6 +67,14 @@ DEVICE void copy_box(uint32 destination, const TensorMap& map, const int (&at)[5
         : "memory");
 }
 
+// ---- device memory -> second-level cache ----
+
+constexpr int kCacheLineBytes = 128;
+
+DEVICE void prefetch_line(const void* p) {
+    asm volatile("{.reg .u64 global; cvta.to.global.u64 global, %0; prefetch.global.L2 [global];}" ::"l"(p));
+}
+
 // ---- products of a warpgroup: all 128 threads call each of these together ----
 
 // How the products find an operand: its first line is a multiple of 1024 bytes, plus a multiple of kProductBytes for

@@ -3,16 +3,19 @@
 //
 // Block: tile after tile of kRows output pixels (a box of columns x rows x images, powers of two) x kColumns output
 // channels of one group. Its last warp, of which one lane works, asks the copy engine for the operands of step after
-// step: 64 input channels under one filter tap, that is one box of pixels, shifted by the tap, and one box of the
-// filter, into a ring of STAGES. The copy engine fills what lies outside of the arrays with zeros: that is the padding,
-// the end of the channels and the end of the tiles. The other warps are WARPGROUPS warpgroups, each with 64 of the
+// step: 64 input channels under one filter tap, that is one box of pixels, shifted by the tap, and four of the filter,
+// into a ring of STAGES. The copy engine fills what lies outside of the arrays with zeros: that is the padding, the end
+// of the input channels and the end of the tiles. The other warps are WARPGROUPS warpgroups, each with 64 of the
 // pixels: they wait for a stage, start its four products, and hand the stage before back when its products have ended.
-// Thread: 4 sums of every 8 columns, see hopper.cuh; in the epilogue the four lanes of a quad exchange theirs until
-// each has 8 neighbouring channels of a pixel, 16 bytes of 16-bit outputs. Where two blocks share a multiprocessor, one
-// multiplies while the other stores. Traffic: per tile and tap all its input pixels and filters, from the second-level
-// cache, which device memory fills once; output and residual once. Limits: channels of x, w, y and residual are
-// contiguous, all other strides and the channels of a group are multiples of 8 elements, all arrays aligned to 16
-// bytes.
+// While those of the first step run, each warp notes the bias of the tile; while it stores the sums, the ring fills
+// again.
+// Thread: 4 sums of every 8 columns, see hopper.cuh. Box q of the filter has channels 2 q and 2 q + 1 of every 8, so
+// column q * kColumns / 4 + 2 i + e is channel 8 i + 2 q + e: a thread has 8 neighbouring channels of a pixel, 16 bytes
+// of 16-bit outputs, and exchanges nothing.
+// Traffic: per tile and tap all its input pixels and filters, from the second-level cache, which device memory fills
+// once; output and residual once. Limits: channels of x, w, y and residual are contiguous, all other strides and the
+// channels of a group are multiples of 8 elements, all arrays aligned to 16 bytes; the filters of all groups are evenly
+// spaced.
 #include "epilogue.cuh"
 #include "hopper.cuh"
 
@@ -59,11 +62,13 @@ struct Tile {
     static constexpr int kRows = WARPGROUPS * 64, kColumns = COLUMNS, kStages = STAGES, kBlocks = BLOCKS;
     static constexpr int kConsumerWarps = WARPGROUPS * 4, kThreads = kConsumerWarps * 32 + 32;
     static constexpr int kPixelBytes = kRows * kLineBytes, kStageBytes = kPixelBytes + COLUMNS * kLineBytes;
-    static_assert(kPixelBytes % 1024 == 0 && kStageBytes % 1024 == 0, "the swizzle counts lines from 1024-byte bounds");
+    static constexpr int kQuarterBytes = COLUMNS / 4 * kLineBytes;  // of the filter
+    static constexpr int kNotesAt = STAGES * (kStageBytes + 2 * kBarrierBytes);
+    static_assert(kPixelBytes % 1024 == 0 && kQuarterBytes % 1024 == 0, "the swizzle counts lines from 1024 bytes on");
     static_assert(kRows <= 256 && COLUMNS <= 256, "a side of a box has at most 256 elements");
 };
 
-// Shared memory: the ring, then one barrier per stage that it is full and one that it is free.
+// Shared memory: the ring, then one barrier per stage that it is full and one that it is free, then a Note per warp.
 template <class TILE>
 struct Ring {
     uint32 address;
@@ -97,6 +102,14 @@ struct Part {
         part.group = tile / uint32(p.image_tiles);
         return part;
     }
+    // Where it begins in an array of these strides.
+    DEVICE int64 offset(int64 group_stride, int64 image_stride, int64 row_stride, int64 column_stride) const {
+        return group * group_stride + image * image_stride + row * row_stride + column * column_stride + channel;
+    }
+    DEVICE int64 of_y(const WgmmaParams& p) const { return offset(p.y_group, p.y_image, p.y_row, p.y_column); }
+    DEVICE int64 of_residual(const WgmmaParams& p) const {
+        return offset(p.residual_group, p.residual_image, p.residual_row, p.residual_column);
+    }
 };
 
 // One lane: the operands of all steps of all tiles of the block.
@@ -107,6 +120,7 @@ DEVICE void fetch(Ring<TILE> at, const WgmmaParams& p, const TensorMap& x_map, c
         const Part part = Part::of<TILE>(tile, p);
         const int row = part.row * p.stride_rows - p.padding_rows;
         const int column = part.column * p.stride_columns - p.padding_columns;
+        const int eighth = part.group * (p.channels / 8) + part.channel / 8;
 #pragma unroll 1
         for (int channel = 0; channel < p.slabs * kSlabChannels; channel += kSlabChannels) {
 #pragma unroll 1
@@ -117,9 +131,12 @@ DEVICE void fetch(Ring<TILE> at, const WgmmaParams& p, const TensorMap& x_map, c
                     barrier_arrive_expecting(at.full(), TILE::kStageBytes);
                     const int pixels[5] = {channel, part.group, column + s * p.dilation_columns,
                                            row + r * p.dilation_rows, part.image};
-                    const int filters[5] = {channel, part.channel, s, r, part.group};
                     copy_box(at.pixels(), x_map, pixels, at.full());
-                    copy_box(at.filter(), w_map, filters, at.full());
+#pragma unroll
+                    for (int quarter = 0; quarter < 4; quarter++) {
+                        const int filters[5] = {channel, quarter * 2, eighth, s, r};
+                        copy_box(at.filter() + quarter * TILE::kQuarterBytes, w_map, filters, at.full());
+                    }
                     at.advance();
                 }
             }
@@ -127,9 +144,11 @@ DEVICE void fetch(Ring<TILE> at, const WgmmaParams& p, const TensorMap& x_map, c
     }
 }
 
-// All products of one tile. warpgroup_bytes: where the warpgroup's pixels begin in a stage.
-template <class T, class TILE>
-DEVICE void multiply(float (&sums)[TILE::kColumns / 2], Ring<TILE>& at, int steps, int warpgroup_bytes, int lane) {
+// All products of one tile; meanwhile() is called once, beside those of the first step. warpgroup_bytes: where the
+// warpgroup's pixels begin in a stage.
+template <class T, class TILE, class MEANWHILE>
+DEVICE void multiply(float (&sums)[TILE::kColumns / 2], Ring<TILE>& at, int steps, int warpgroup_bytes, int lane,
+                     MEANWHILE meanwhile) {
     uint32 before = 0;
 #pragma unroll 1
     for (int step = 0; step < steps; step++) {
@@ -142,6 +161,7 @@ DEVICE void multiply(float (&sums)[TILE::kColumns / 2], Ring<TILE>& at, int step
             product<T, TILE::kColumns>(sums, pixels + k * kNext, filter + k * kNext, step > 0 || k > 0);
         }
         products_commit();
+        if (step == 0) meanwhile();
         products_wait<1>();
         if (step > 0 && lane == 0) barrier_arrive(before);
         before = at.free();
@@ -151,55 +171,6 @@ DEVICE void multiply(float (&sums)[TILE::kColumns / 2], Ring<TILE>& at, int step
     sums_ready(sums);
     if (lane == 0) barrier_arrive(before);
 }
-
-// Word i of lane t of a quad goes to word t of lane i.
-DEVICE void transpose_quad(uint32 (&word)[4], int lane) {
-#pragma unroll
-    for (int bit = 1; bit <= 2; bit *= 2) {
-        const bool high = lane & bit;
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-            if (i & bit) continue;
-            const uint32 theirs = __shfl_xor_sync(0xffffffff, high ? word[i] : word[i | bit], bit);
-            word[i] = high ? theirs : word[i];
-            word[i | bit] = high ? word[i | bit] : theirs;
-        }
-    }
-}
-
-// Of a pixel, 8 channels of four tiles each: lane t of a quad has channels 2t and 2t + 1 of every tile, as
-// words[e][tile] (one word of two 16-bit elements, or two words of one 32-bit element), or, after exchange(), all 8 of
-// tile t, as words[e][channel / 2]: as a vector they lie in memory.
-template <class Y>
-struct Quad {
-    static constexpr int kWords = sizeof(Y) / 2;
-    uint32 words[kWords][4];
-
-    DEVICE void exchange(int lane) {
-#pragma unroll
-        for (auto& word : words) transpose_quad(word, lane);
-    }
-    DEVICE Vector<Y, 8> vector() const {
-        Vector<Y, 8> v;
-#pragma unroll
-        for (int i = 0; i < 4 * kWords; i++) v.word[i] = words[i % kWords][i / kWords];
-        return v;
-    }
-    DEVICE void set(const Vector<Y, 8>& v) {
-#pragma unroll
-        for (int i = 0; i < 4 * kWords; i++) words[i % kWords][i / kWords] = v.word[i];
-    }
-    DEVICE Vector<Y, 2> pair(int tile) const {
-        Vector<Y, 2> v;
-#pragma unroll
-        for (int e = 0; e < kWords; e++) v.word[e] = words[e][tile];
-        return v;
-    }
-    DEVICE void set_pair(int tile, const Vector<Y, 2>& v) {
-#pragma unroll
-        for (int e = 0; e < kWords; e++) words[e][tile] = v.word[e];
-    }
-};
 
 // Where a pixel of a tile lies from its first one, and whether it is one of the output.
 struct Place {
@@ -216,49 +187,66 @@ struct Place {
     }
 };
 
-// Bias, residual and activation of the sums of one tile, and the stores.
-template <int ACT, class TILE, bool RESIDUAL, class B, class Y>
-DEVICE void finish(const float (&sums)[TILE::kColumns / 2], const B* bias, const Y* residual, Y* y,
-                   const WgmmaParams& p, const Part& part, int warp, int lane) {
-    const Epilogue<ACT, float> epilogue(p.alpha, p.beta);
-    const Place places[2] = {Place(part, warp * 16 + lane / 4, p), Place(part, warp * 16 + lane / 4 + 8, p)};
-    y += part.group * p.y_group + part.image * p.y_image + part.row * p.y_row + part.column * p.y_column + part.channel;
-    if constexpr (RESIDUAL) {
-        residual += part.group * p.residual_group + part.image * p.residual_image + part.row * p.residual_row +
-                    part.column * p.residual_column + part.channel;
-    }
-    // Not under an if: ptxas then spills up to 250 bytes of the epilogues that fit exactly.
-    bias += bias != nullptr ? part.group * p.channels + part.channel : 0;
-    const int channels = p.channels - part.channel;  // of the tile and behind it
+// What a warp notes of a tile for its epilogue: which part it is, and the bias of its channels, zero where there is
+// none.
+template <class TILE>
+struct Note {
+    alignas(16) float terms[TILE::kColumns];
+    alignas(16) Part part;
+
+    template <class B>
+    DEVICE void write(const Part& of, const B* bias, const WgmmaParams& p, int lane) {
+        __syncwarp();
+        if (lane == 0) part = of;
 #pragma unroll
-    for (int first = 0; first < TILE::kColumns; first += 32) {
-        const int channel = first + lane % 4 * 8;  // of the lane's vector
+        for (int i = 0; i < TILE::kColumns; i += 32) {
+            const int channel = of.channel + i + lane;
+            const bool present = (bias != nullptr) & (channel < p.channels);
+            terms[i + lane] = channel_term<float>(bias, int64(of.group) * p.channels + channel, present);
+        }
+        __syncwarp();
+    }
+};
+
+// The residual of a warp's 16 pixels, into the second-level cache: half a pixel per lane.
+template <class TILE, class Y>
+DEVICE void prefetch(const Part& part, const Y* residual, const WgmmaParams& p, int warp, int lane) {
+    constexpr int kLine = kCacheLineBytes / sizeof(Y);
+    const Place place(part, warp * 16 + lane / 2, p);
+    residual += part.of_residual(p) + place.residual;
+    for (int i = lane % 2 * kLine; i < TILE::kColumns; i += 2 * kLine) {
+        if (place.inside & (part.channel + i < p.channels)) prefetch_line(residual + i);
+    }
+}
+
+// Bias, residual and activation of the sums of one tile, and the stores.
+template <int ACT, class TILE, bool RESIDUAL, class Y>
+DEVICE void finish(const float (&sums)[TILE::kColumns / 2], const Note<TILE>& note, const Y* residual, Y* y,
+                   const WgmmaParams& p, int warp, int lane) {
+    constexpr int kGroups = TILE::kColumns / 32;
+    const Epilogue<ACT, float> epilogue(p.alpha, p.beta);
+    const Part part = note.part;
+    const Place places[2] = {Place(part, warp * 16 + lane / 4, p), Place(part, warp * 16 + lane / 4 + 8, p)};
+    y += part.of_y(p);
+    if constexpr (RESIDUAL) residual += part.of_residual(p);
+    const int channels = p.channels - part.channel;  // of the tile and behind it
+    __syncwarp();  // as below: or ptxas mixes what follows, and has no registers left for it
+#pragma unroll
+    for (int group = 0; group < kGroups; group++) {
+        const int channel = group * 32 + lane % 4 * 8;  // the first of the lane's eight
 #pragma unroll
         for (int half = 0; half < 2; half++) {
-            __syncwarp();  // as below: or ptxas mixes what the steps do, and has no registers left for it
-            const bool inside = places[half].inside & (channel < channels);
-            Quad<Y> quad;
-            if constexpr (RESIDUAL) {
-                const Y* const from = residual + (places[half].residual + channel);
-                quad.set(inside ? load<Y, 8, false>(from) : zero_vector<Y, 8>());
-                quad.exchange(lane);
-            }
-#pragma unroll
-            for (int j = 0; j < 4; j++) {
-                __syncwarp();
-                const int column = min(first + j * 8, channels - 8) + lane % 4 * 2;
-                float finished[2];
-#pragma unroll
-                for (int e = 0; e < 2; e++) {
-                    const float term = bias ? to_accumulator<float>(bias[column + e]) : 0.0f;
-                    const float added = RESIDUAL ? element<float>(quad.pair(j), e) : 0.0f;
-                    finished[e] = epilogue.finish(sums[(first / 8 + j) * 4 + half * 2 + e], term, added);
-                }
-                quad.set_pair(j, pack<Y>(finished));
-            }
             __syncwarp();
-            quad.exchange(lane);
-            if (inside) store(y + (places[half].y + channel), quad.vector());
+            const bool inside = places[half].inside & (channel < channels);
+            Vector<Y, 8> added = zero_vector<Y, 8>();
+            if (RESIDUAL && inside) added = load<Y, 8, false>(residual + (places[half].residual + channel));
+            float finished[8];
+#pragma unroll
+            for (int i = 0; i < 8; i++) {
+                const float biased = sums[(i / 2 * kGroups + group) * 4 + half * 2 + i % 2] + note.terms[channel + i];
+                finished[i] = epilogue.activate(RESIDUAL ? biased + element<float>(added, i) : biased);
+            }
+            if (inside) store(y + (places[half].y + channel), pack<Y>(finished));
         }
     }
 }
@@ -268,6 +256,7 @@ __global__ void __launch_bounds__(TILE::kThreads, TILE::kBlocks)
     wgmma(const T*, const T*, const B* __restrict__ bias, const Y* residual, const int32*, const int32*, Y* y, void*,
           const WgmmaParams p, const __grid_constant__ TensorMap x_map, const __grid_constant__ TensorMap w_map) {
     static_assert(sizeof(T) == 2, "16-bit floats");
+    static_assert(sizeof(Note<TILE>) == TILE::kColumns * 4 + 32, "gpu_conv/families/wgmma_model.py reserves it");
     extern __shared__ __align__(1024) unsigned char shared[];
     Ring<TILE> at(uint32(__cvta_generic_to_shared(shared)));
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -286,12 +275,16 @@ __global__ void __launch_bounds__(TILE::kThreads, TILE::kBlocks)
         if (lane == 0) fetch(at, p, x_map, w_map);
         return;
     }
+    Note<TILE>& note = reinterpret_cast<Note<TILE>*>(shared + TILE::kNotesAt)[warp];
 #pragma unroll 1
     for (int tile = blockIdx.x; tile < p.tiles; tile += gridDim.x) {
         float sums[TILE::kColumns / 2];
-        multiply<T>(sums, at, p.steps, warp / 4 * (64 * kLineBytes), lane);
+        multiply<T>(sums, at, p.steps, warp / 4 * (64 * kLineBytes), lane, [&] {
+            const Part part = Part::of<TILE>(tile, p);
+            note.write(part, bias, p, lane);
+            if constexpr (RESIDUAL) prefetch<TILE>(part, residual, p, warp, lane);
+        });
         // opaque: what the epilogue computes must not stay in registers while products are computed.
-        finish<ACT, TILE, RESIDUAL>(sums, bias, residual, y, p, Part::of<TILE>(opaque(tile), p), opaque(warp),
-                                    opaque(lane));
+        finish<ACT, TILE, RESIDUAL>(sums, note, residual, y, p, opaque(warp), opaque(lane));
     }
 }

@@ -60,6 +60,8 @@ def _refuses_strides(p: ConvProblem) -> str | None:
             return f"{name} must begin and go on at multiples of 16 bytes, got strides {t.strides}, align {t.align}"
         if name in ("x", "w") and min(others, default=1) <= 0:
             return f"the copy engine goes through {name} in one direction, got strides {t.strides}"
+    if p.groups > 1 and p.w.strides[0] != p.w.strides[1] * p.out_per_group:
+        return f"the groups of w must follow each other like its output channels, got strides {p.w.strides}"
     return None
 
 
@@ -209,14 +211,14 @@ def _pixels_map(p: ConvProblem, axes: tuple[_Axis, _Axis, _Axis], box: Pixels) -
 
 
 def _filter_map(p: ConvProblem, rows: _Axis, columns: _Axis, tile: Tile) -> TensorMap:
-    """Of w: input channels, output channels, both of a group, columns, rows, groups."""
+    """Of w: input channels, output channels modulo 8 and, of all groups, divided by 8, columns, rows."""
     row, column = p.w.strides[3:] if p.rank == 2 else (0, p.w.strides[3])
     return _map(
         "w",
         p.w.dtype,
-        (p.in_per_group, p.out_per_group, columns.taps, rows.taps, p.groups),
-        (p.w.strides[1], column, row, p.w.strides[0]),
-        (SLAB, tile.columns, 1, 1, 1),
+        (p.in_per_group, _CHUNK, p.out_channels // _CHUNK, columns.taps, rows.taps),
+        (p.w.strides[1], _CHUNK * p.w.strides[1], column, row),
+        (SLAB, 2, tile.columns // _CHUNK, 1, 1),
         (1,) * 5,
     )
 

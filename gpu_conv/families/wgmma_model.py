@@ -11,6 +11,7 @@ from ..launch import Target
 SLAB = 64  # input channels of one step: kSlabChannels
 _LINE_BYTES = 128  # of an operand in shared memory
 _BARRIER_BYTES = 8
+_PART_BYTES = 32  # of a note, beside the bias of its columns
 _LIMIT = 2**31
 _MOST = 256  # elements of a side of a box
 
@@ -49,8 +50,9 @@ class Tile:
 
     @property
     def shared_bytes(self) -> int:
-        """The ring and its barriers."""
-        return self.stages * (self.stage_bytes + 2 * _BARRIER_BYTES)
+        """The ring, its barriers, and a note per warp that multiplies."""
+        ring = self.stages * (self.stage_bytes + 2 * _BARRIER_BYTES)
+        return ring + self.warpgroups * 4 * (self.columns * 4 + _PART_BYTES)
 
     @property
     def spare_registers(self) -> int:
@@ -65,12 +67,14 @@ class Tile:
 
 
 # Wide tiles fetch least: a step of 128 x 256 brings 48 KB for 1024 clocks of products, of 128 x 128 32 KB for 512. One
-# block per multiprocessor does not multiply while it stores. Tiles of one warpgroup are for few pixels.
+# block per multiprocessor does not multiply while it stores, but fills its ring. Tiles of one warpgroup are for few
+# pixels.
 TILES = (
     Tile(2, 256, 4, 1),
     Tile(2, 192, 5, 1),
     Tile(2, 128, 3, 2),
     Tile(2, 128, 6, 1),
+    Tile(4, 128, 4, 1),
     Tile(2, 64, 4, 2),
     Tile(1, 128, 3, 3),
     Tile(1, 64, 3, 4),
@@ -168,12 +172,14 @@ def choose(d: Demand, target: Target) -> Tile | None:
     return next(iter(fitting(d, target)), None)
 
 
-# Rates of one multiprocessor per clock, an H100 at 1.755 GHz, as in ``tile_model``; nothing here was measured with this
-# kernel. The cache: products of 128 x 128 at 631 TFLOP/s, which others report of one block per tile, need 42.
+# Rates of one multiprocessor per clock, an H100 at 1.755 GHz, as in ``tile_model``. The cache: products of 128 x 128 at
+# 631 TFLOP/s, which others report of one block per tile, need 42. Issue: an earlier epilogue of 13.5 instructions per
+# output took 8200 clocks per tile of 128 x 256 (512 -> 512 and 320 -> 1280 channels, two measured times). The
+# instructions of the present one are counted (sm_90a, relu6); nothing here was measured with it.
 _MULTIPLY_ADDS = 1727.0  # 800 TFLOP/s
 _DRAM, _L2 = 12.9, 42.0  # bytes, with all multiprocessors at work
-_ISSUE = 128 * 0.8  # instructions of threads
-_OUTPUT = 14  # instructions of the epilogue per output
+_ISSUE = 54.0  # instructions of threads
+_OUTPUT, _RESIDUAL = 5.5, 3.0  # instructions of the epilogue per output, and for a residual
 _SECOND = 0.15  # how much of what does not bind adds to what binds
 _START, _FETCH, _TILE = 2500, 1200, 800  # clocks: first barrier and step; from request to arrival; epilogue
 
@@ -186,7 +192,7 @@ def clocks(d: Demand, tile: Tile, box: Pixels, target: Target) -> float:
     stored = outputs * d.y_size * (2 if d.residual else 1)
     products = steps * outputs * SLAB / _MULTIPLY_ADDS
     cache = (steps * tile.stage_bytes + stored) / _L2
-    epilogue = outputs * _OUTPUT / _ISSUE
+    epilogue = outputs * (_OUTPUT + _RESIDUAL * d.residual) / _ISSUE
     terms = products, cache, d.moved / tiles / _DRAM, epilogue
     busy = max(terms) + _SECOND * (sum(terms) - max(terms))
     alone = steps * max(products / steps, _FETCH / tile.stages) + _TILE + epilogue

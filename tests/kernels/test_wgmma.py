@@ -126,6 +126,7 @@ def problem(x_shape, w_shape, *, dtype="float16", **options):
         ((1, 16, 8, 8), (16, 3, 3, 16), ARCH, {"input_layout": "nchw"}, "x must lie side by side (channels last)"),
         ((1, 8, 8, 16), (16, 16, 3, 3), ARCH, {"filter_layout": "oihw"}, "gpu_conv.Conv, which packs the filter"),
         ((1, 8, 8, 16), (16, 3, 3, 16), ARCH, {"flip_filter": True}, "in one direction"),
+        ((1, 8, 8, 32), (32, 3, 3, 2, 16), ARCH, {"filter_layout": "ohwgi", "groups": 2}, "groups of w must follow"),
         ((1, 30, 30, 16), (16, 3, 3, 16), ARCH, {"strides": 9}, "every 8th pixel"),
     ],
 )
@@ -192,13 +193,22 @@ BUGS = (
     ("column + s * p.dilation_columns", "column + s"),
     ("row < p.rows) & (", "row < p.rows) | ("),
     ("TILE::kRows >> log_pixels", "1"),
+    ("quarter * 2, eighth", "quarter, eighth"),
+    ("__syncwarp();\n        if (lane == 0) part = of;", "if (lane == 0) part = of;"),
 )
 
 
 @pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug[0][:24])
 def test_planted_bugs_are_found(bug, monkeypatch):
-    """Lost arrivals, waits and fences, a sum that is not cleared, a wrong tap, bound and box."""
+    """Lost arrivals, waits and fences, a sum that is not cleared, a wrong tap, bound, box and order of channels."""
     plant(monkeypatch, "wgmma.cu", *bug)
-    case = Case("", 72, 72, (5, 3), (3, 2), batch=9)
+    case = Case("", 72, 72, (5, 3), (3, 2), batch=9, bias="float32")
     with pytest.raises((AssertionError, EmulationError)):
         convolve(case, SMALLEST, padding=1, dilations=(1, 2))
+
+
+def test_a_note_that_is_read_too_early_is_found(monkeypatch):
+    """In a tile of one step: later ones order what the lanes of a warp do, through the barriers of the ring."""
+    plant(monkeypatch, "wgmma.cu", "        }\n        __syncwarp();\n    }", "        }\n    }")
+    with pytest.raises(EmulationError):
+        convolve(Case("", 64, 64, (65,), (1,), bias="float32"), SMALLEST)
