@@ -17,6 +17,7 @@ import argparse
 import itertools
 import json
 import math
+import re
 import sys
 import time
 from collections import Counter
@@ -52,6 +53,10 @@ class Task:
 
     facts: Mapping[str, Any]
     problem: ConvProblem | Chain
+
+    def __str__(self) -> str:
+        facts = self.facts
+        return f"{facts['layer']} {facts.get('dtype', 'float16')} {facts.get('layout', 'nhwc')} b{facts['batch']}"
 
 
 @dataclass(frozen=True)
@@ -116,10 +121,10 @@ def compile_one(launch: Launch, arch: str) -> str | None:
     return None
 
 
-def plans(wanted: Iterable[str], target: Target) -> list[Plan]:
+def plans(wanted: Iterable[str], only: str, target: Target) -> list[Plan]:
     """All plans of these sets, their kernels compiled, on all cores."""
     with ProcessPoolExecutor() as pool:
-        tasks = [task for name in wanted for task in SETS[name]()]
+        tasks = [task for name in wanted for task in SETS[name]() if re.search(only, str(task))]
         found = list(pool.map(partial(plan, target=target), tasks, chunksize=2))
         unique = {(c[2].source, c[2].name_expression): c[2] for p in found for c in p.candidates}
         errors = [e for e in pool.map(partial(compile_one, arch=target.arch), unique.values(), chunksize=4) if e]
@@ -203,11 +208,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--sets", nargs="*", default=list(SETS), choices=list(SETS))
+    parser.add_argument("--only", default="", help="regular expression: layer, float16, nhwc, b32")
     parser.add_argument("--without", nargs="*", default=[], help="kernels not to run")
     parser.add_argument("--budget", type=float, default=math.inf, help="seconds of timing; the rest is left out")
     parser.add_argument("--compile", action="store_true", help="fill the disk cache, and stop")
     arguments = parser.parse_args()
-    found = plans(arguments.sets, execute.target("cuda"))
+    found = plans(arguments.sets, arguments.only, execute.target("cuda"))
     if arguments.compile:
         return
     bench, start = Bench(), time.monotonic()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
+from math import prod
 from typing import Any
 
 from .choices import Choice, Choices
@@ -17,6 +18,15 @@ TABLE: tuple[Row, ...] = (
     *(*wgmma.ROWS, *pointwise.ROWS, *toeplitz.ROWS, *depthwise.ROWS, *stem.ROWS, *tile.ROWS),
     *(*implicit_gemm.ROWS, *direct.ROWS),
 )
+
+
+# Below these the kernels of mma.sync are faster: 64 channels of a step are mostly zeros, or multiprocessors idle.
+_WGMMA_CHANNELS, _WGMMA_PIXELS = 64, 1024
+
+
+def _few(p: ConvProblem) -> bool:
+    pixels = p.batch * prod(p.out_spatial)
+    return min(p.in_per_group, p.out_per_group) < _WGMMA_CHANNELS or pixels < _WGMMA_PIXELS
 
 
 @dataclass(frozen=True)
@@ -33,8 +43,9 @@ class PassedOver:
 PASSED_OVER: tuple[PassedOver, ...] = (
     PassedOver(
         "wgmma",
-        lambda p: True,  # without this entry it runs what it can
-        "not yet timed on a GPU: kernel='wgmma' asks for it, and gpu_conv.tune measures it",
+        lambda p: _few(p) and prod(p.filter) <= 49,  # beyond, only implicit_gemm takes 16 bits: 283 us against 1390
+        "few channels or pixels: 51 us against 35 (float16, 16 to 96 channels, 112x112, batch 32), 7.0 against 3.6 "
+        "(960 to 160 channels, 7x7, batch 1), 104 against 35 (3x3, 32 to 32 channels per group, 7x7, batch 256)",
     ),
     PassedOver(
         "implicit_gemm",
@@ -45,18 +56,35 @@ PASSED_OVER: tuple[PassedOver, ...] = (
     PassedOver(
         "depthwise_toeplitz",
         lambda p: p.rank == 1 and p.filter[-1] < 9,
-        "a short 1-D filter: 171 us against 28 (float16, 5120 channels, length 2048, filter 4)",
+        "a short 1-D filter: 112 us against 17 (float16, 5120 channels, length 2048, filter 4)",
+    ),
+    PassedOver(
+        "depthwise_toeplitz",
+        lambda p: p.rank == 2 and p.filter[-1] <= 7 and p.in_spatial[-1] < (28 if p.filter[-1] <= 3 else 14),
+        "short rows: 83 us against 27 (float16, batch 256, 7x7x960, 3x3), 73 against 48 (14x14x576, 3x3), 84 against "
+        "62 (7x7x768, 7x7)",
+    ),
+    PassedOver(
+        "depthwise_toeplitz",
+        lambda p: p.rank == 2 and p.strides[-1] == 2 and p.filter[-1] <= 5,
+        "stride 2 of a small filter: 43 us against 39 (float16, batch 32, 112x112x96, 3x3), 76 against 54 (batch 256, "
+        "14x14x672, 5x5)",
+    ),
+    PassedOver(
+        "depthwise_nhwc_mma",
+        lambda p: True,
+        "not yet timed on a GPU: kernel='depthwise_nhwc_mma' asks for it, and gpu_conv.tune measures it",
     ),
     PassedOver(
         "depthwise_nhwc_tile",
-        lambda p: p.filter[-1] < 5 and not 14 <= p.in_spatial[-1] <= 28,
-        "a small filter outside maps of 14 to 28: 32.0 us against 28.7 (float16, batch 32, 56x56x144, 3x3), "
-        "43.8 against 33.1 (batch 256, 7x7x1152, 3x3)",
+        lambda p: p.filter[-1] < 5,
+        "a small filter: 44 us against 29 (float16, batch 256, 7x7x1152, 3x3), 50 against 48 (14x14x576), 70 against "
+        "61 (28x28x192), 29 against 25 (batch 32, 56x56x144)",
     ),
     PassedOver(
         "depthwise_nhwc_tile",
         lambda p: p.in_spatial[-1] < 14,
-        "a small map: 68.8 us against 62.5 (float16, batch 256, 7x7x1152, 5x5)",
+        "a small map: 69 us against 67 (float16, batch 256, 7x7x1152, 5x5), 86 against 71 (7x7x768, 7x7)",
     ),
 )
 

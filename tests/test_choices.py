@@ -69,8 +69,8 @@ def test_what_was_tuned_with_numpy_is_followed_for_cupy(file: Path, monkeypatch:
     for x, w, dtype, options in LAYERS:
         wanted = prepare(np.zeros(x, dtype), np.zeros(w, dtype), **options).problem
         assert prepare(array(x, dtype), array(w, dtype), empty=array, **options).problem == wanted
-    x, w = (2, 28, 28, 64), (3, 3, 1, 64)
-    layer = dict(groups=64, padding=1, input_layout="nhwc", filter_layout="hwio")
+    x, w = (2, 28, 28, 64), (5, 5, 1, 64)
+    layer = dict(groups=64, padding=2, input_layout="nhwc", filter_layout="hwio")
     monkeypatch.setattr(Emulator, "run", lambda self, launch, operands: operands["y"].fill(1))
 
     def timer(calls: Sequence[Any]) -> float:

@@ -104,7 +104,7 @@ def refuses(p: ConvProblem, target: Target) -> str | None:
     if not tiles(p, target):
         return f"the filter is {p.filter}; depthwise_nhwc is unrolled up to 7x7 and 3x3x3"
     row = max(p.in_channels * p.in_spatial[-1], p.out_channels * p.out_spatial[-1])
-    if row * 8 * max(p.dilations) >= INT32_LIMIT or max(p.x.shape + p.y.shape) * 16 >= INT32_LIMIT:
+    if row * max(p.dilations) >= INT32_LIMIT or max(p.x.shape + p.y.shape) * 16 >= INT32_LIMIT:
         return "one row of x or y has too many elements for 32-bit offsets"
     return None
 

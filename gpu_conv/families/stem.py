@@ -44,7 +44,7 @@ class Tile:
 
 
 TILES = (Tile(16), Tile(8), Tile(4), Tile(2), Tile(1))
-_BLOCKS = 2  # per multiprocessor: a taller tile must leave so many
+_BLOCKS = 1  # per multiprocessor: a taller tile must leave so many
 
 
 def refuses(p: ConvProblem, target: Target) -> str | None:

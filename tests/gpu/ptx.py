@@ -8,41 +8,49 @@ import numpy as np
 from gpu_conv.cuda.tensor_maps import encoded
 from gpu_conv.launch import TensorMap
 
-SECONDS = 120  # the first answer takes 5: it imports CuPy and makes a context
+SECONDS = 40  # the first answer takes 5: it imports CuPy and makes a context
 
 
 class Apart:
     """A process that calls functions of this module, one after the other; after a failure it is a new one."""
 
     def __init__(self):
-        self._pool = None
+        self._process = self._pipe = None
 
     def __call__(self, function, *args):
-        """What the function returns; AssertionError if it raises, or does not end."""
-        if self._pool is None:
-            self._pool = multiprocessing.get_context("spawn").Pool(1)
+        """What the function returns; AssertionError if it raises, dies, or does not end."""
+        if self._process is None:
+            context = multiprocessing.get_context("spawn")
+            self._pipe, theirs = context.Pipe()
+            self._process = context.Process(target=_serve, args=(theirs,), daemon=True)
+            self._process.start()
+            theirs.close()
+        self._pipe.send((function, args))
         try:
-            result, error = self._pool.apply_async(_caught, (function, *args)).get(SECONDS)
-        except multiprocessing.TimeoutError:
-            result, error = None, f"no answer in {SECONDS} s"
+            result, error = self._pipe.recv() if self._pipe.poll(SECONDS) else (None, f"no answer in {SECONDS} s")
+        except EOFError:
+            result, error = None, "the process died"
         if error:
             self.close()
             raise AssertionError(f"on the GPU: {error}")
         return result
 
     def close(self):
-        if self._pool is not None:
-            self._pool.terminate()
-            self._pool.join()
-            self._pool = None
+        """End the process, whatever it does."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.join(5)
+            self._process = None
 
 
-def _caught(function, *args):
-    """The result, or the error as text: CuPy's exceptions need not travel between processes."""
-    try:
-        return function(*args), None
-    except (RuntimeError, MemoryError) as error:
-        return None, f"{type(error).__name__}: {error}"
+def _serve(pipe):
+    """Answers: the result, or the error as text, as CuPy's exceptions need not travel between processes."""
+    while True:
+        function, args = pipe.recv()
+        try:
+            pipe.send((function(*args), None))
+        except (RuntimeError, MemoryError) as error:
+            pipe.send((None, f"{type(error).__name__}: {error}"))
 
 
 def run_on_gpu(ptx, entry, grid, block, args, shared, names):

@@ -134,13 +134,23 @@ def test_refusals(x, w, arch, options, reason):
     assert reason in ROW.refuses(problem(x, w, **options), KNOWN_TARGETS[arch])
 
 
-def test_it_runs_only_where_it_is_asked_for():
-    """Until somebody has timed it on a GPU."""
-    made, target = problem((32, 14, 14, 256), (256, 3, 3, 256), padding=1), KNOWN_TARGETS[ARCH]
-    assert dispatch.select(made, target).name == "conv_tile"
+@pytest.mark.parametrize(
+    ("x", "w", "kernel"),
+    [
+        ((32, 14, 14, 256), (256, 3, 3, 256), "wgmma"),
+        ((32, 14, 14, 64), (64, 1, 1, 64), "wgmma"),
+        ((1, 14, 14, 256), (256, 3, 3, 256), "conv_tile"),
+        ((32, 56, 56, 48), (96, 3, 3, 48), "conv_tile"),
+        ((32, 56, 56, 96), (24, 1, 1, 96), "pointwise"),
+        ((1, 7, 7, 960), (160, 1, 1, 960), "pointwise"),
+    ],
+)
+def test_it_runs_where_channels_and_pixels_are_many(x, w, kernel):
+    made, target = problem(x, w, padding=w[1] // 2), KNOWN_TARGETS[ARCH]
+    assert dispatch.select(made, target).name == kernel
+    assert (dispatch.passed_over(made, "wgmma") is None) == (kernel == "wgmma")
     assert dispatch.select(made, target, "wgmma") is ROW
     assert any(candidate.kernel == "wgmma" for candidate in candidates(made, target))
-    assert "kernel='wgmma'" in dispatch.passed_over(made, "wgmma")
 
 
 @pytest.mark.parametrize(
@@ -148,8 +158,8 @@ def test_it_runs_only_where_it_is_asked_for():
     [
         ((256, 14, 256, 256, 3), Tile(2, 256, 4, 1)),  # images, size, channels, outputs, filter
         ((32, 56, 64, 64, 3), Tile(2, 64, 4, 2)),
-        ((1, 14, 256, 256, 3), Tile(1, 64, 3, 4)),
-        ((32, 14, 1024, 256, 1), Tile(2, 128, 3, 2)),
+        ((1, 14, 256, 256, 3), Tile(1, 64, 6, 2)),
+        ((32, 14, 1024, 256, 1), Tile(2, 128, 6, 1)),
     ],
 )
 def test_tiles_follow_the_size(shape, tile):
