@@ -134,7 +134,7 @@ _SECOND = 0.15  # how much of what does not bind adds to what binds
 _LOAD_LATENCY, _SLAB_LATENCY, _TILE_LATENCY = 1200, 100, 2000  # clocks: first slab, each slab, epilogue
 _GATHER_LATENCY = 3500  # clocks, of two 16-byte chunks of a thread
 _DEPENDENT = 5.0  # a block of one warp waits that much longer for its own products than it computes them, others less
-_WORKSPACE = 4000  # clocks: clearing the tickets is a launch of its own, the partial sums come back from the L2 cache
+_WORKSPACE = 3000  # clocks: fence and ticket, and the partial sums come back from the second-level cache
 
 
 def clocks(demand: Demand, tile: Tile, target: Target) -> float:
