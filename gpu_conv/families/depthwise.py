@@ -17,6 +17,7 @@ from . import (
     depthwise_ncw,
     depthwise_nhwc,
     depthwise_nhwc_int8,
+    depthwise_nhwc_mma,
     depthwise_nhwc_tile,
 )
 from .depthwise_common import THREADS, ctypes, three
@@ -131,6 +132,7 @@ def plan(p: ConvProblem, target: Target) -> Launch:
 
 ROWS = (
     *depthwise_ncw.ROWS,
+    *depthwise_nhwc_mma.ROWS,
     *depthwise_nhwc_tile.ROWS,
     *depthwise_nhwc.ROWS,
     *depthwise_nhwc_int8.ROWS,
