@@ -60,7 +60,8 @@ class TensorMap:
         shape: 1 to 5 axes, the innermost first.
         strides: in elements, of every axis but the innermost, whose elements are neighbours.
         box: elements that a box spans along each axis, at most 256. A kernel may ask for it at any corner that is a
-            multiple of 16 bytes along the innermost axis; others are illegal instructions, and found by the emulator.
+            multiple of 16 bytes along the innermost axis, and store one at no negative corner and where rows are
+            multiples of 16 bytes; all else is illegal or writes behind the rows, and the emulator finds it.
         element_strides: 1 to 8 per axis, 1 of the innermost.
         swizzle: bytes of the pattern in which 16-byte pieces are exchanged in shared memory: 0, 32, 64 or 128.
 

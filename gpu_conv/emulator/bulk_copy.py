@@ -136,21 +136,42 @@ class BulkCopies:
         self, target: Site, source: Site, lanes: Active, where: Value, where_offset: int, corner: tuple[Value, ...],
         of: Value, of_offset: int,
     ) -> None:  # fmt: skip
-        """``cp.async.bulk.tensor`` from shared to global memory; what lies outside of the tensor is dropped."""
+        """``cp.async.bulk.tensor`` from shared to global memory; whole pieces outside of the tensor are dropped."""
         for lane, at, place, *corner_of in self._each(lanes, where, of, *corner):
             tiles = self._tiles(target, lane, at + where_offset, corner_of)
-            if tiles is None:
+            if tiles is None or not self._storable(target, lane, tiles, tuple(corner_of)):
                 continue
             data = self._take(source, lane, place + of_offset, tiles.box_bytes, tiles.swizzle)
             if data is None:
                 continue
-            offset, inside, low, high = tiles.rows(tuple(corner_of))
-            if high > low:
-                found = self._global(target, lane, tiles.address + offset[inside], high - low, write=True)
+            offset, inside, _, size = tiles.rows(tuple(corner_of))
+            if size:
+                found = self._global(target, lane, tiles.address + offset[inside], size, write=True)
                 if found is not None:
                     allocation, start, kept = found
-                    rows = data.reshape(-1, tiles.row_bytes)[np.flatnonzero(inside)[kept], low:high]
+                    rows = data.reshape(-1, tiles.row_bytes)[np.flatnonzero(inside)[kept], :size]
                     self._put(allocation, start, rows)
+
+    def _storable(self, site: Site, lane: int, tiles: Tiles, corner: tuple[int, ...]) -> bool:
+        """Whether the copy engine stores a box at this corner, and nothing outside of the tensor.
+
+        Measured on an H100: any negative corner is an illegal instruction (the CUDA programming guide forbids it too,
+        of stores only), and what a row leaves of its last 16 bytes is written with it.
+        """
+        _, inside, low, high = tiles.rows(corner)
+        behind = -high % CHUNK if high > low and inside.any() else 0
+        if min(corner) < 0:
+            text = f"corner {corner} of a store is negative, an illegal instruction on hardware: "
+            text += "only loads may begin before the tensor"
+        elif behind:
+            text = f"rows of {tiles.shape[0]} elements end inside {CHUNK} bytes, which a store writes as a whole: "
+            text += f"{behind} bytes behind each row"
+        elif max(tiles.steps) > 1:  # only seen with negative corners: hardware may refuse the steps too
+            raise UnsupportedPtx(f"a store with steps of {tiles.steps} elements is not implemented")
+        else:
+            return True
+        self.chunk.report("out of bounds", site, np.bool_(True), np.array([lane]), text, tiles.address)
+        return False
 
     def store_linear(
         self, target: Site, source: Site, lanes: Active, where: Value, where_offset: int, of: Value, of_offset: int,

@@ -107,22 +107,66 @@ def test_loads_of_boxes(case, seed):
     assert counters.classes["bulk copy"] == 32
 
 
-@pytest.mark.parametrize("case", BOXES)
-def test_stores_of_boxes(case):
-    dtype, shape, strides, box, steps, swizzle, corner = BOXES[case]
+# Stores begin inside of the tensor, on every axis, and rows end with a whole piece of 16 bytes.
+STORES = {name: BOXES[name] for name in ("1d", "1d all outside", "2d 128", "2d 64", "2d doubles")} | {
+    "1d over an end of whole pieces": ("float32", (100,), (), (64,), (1,), 0, (72,)),
+    "2d 128, both far ends": ("bfloat16", (72, 12), (80,), (64, 20), (1, 1), 128, (24, 3)),
+    "2d 32, far end": ("float32", (72, 33), (80,), (8, 36), (1, 1), 32, (8, 2)),
+    "2d bytes, a gap behind rows": ("int8", (48, 9), (64,), (32, 9), (1, 1), 0, (32, 1)),
+    "3d": ("float32", (12, 7, 6), (16, 112), (8, 7, 5), (1, 1, 1), 0, (8, 1, 3)),
+    "4d": ("float16", (16, 5, 1, 3), (16, 80, 80), (8, 3, 1, 3), (1, 1, 1, 1), 0, (8, 3, 0, 1)),
+    "5d": ("float16", (64, 2, 6, 5, 3), (72, 144, 864, 4320), (64, 1, 4, 2, 2), (1, 1, 1, 1, 1), 128, (0, 1, 3, 4, 2)),
+}  # fmt: skip
+
+
+def store(case):
+    """Before and after: data of the box, the array stored to, the tensor map, the report."""
+    dtype, shape, strides, box, steps, swizzle, corner = case
     tensor_map = TensorMap("y", dtype, 0, shape, strides, box, steps, swizzle)
-    count = 1 + sum((n - 1) * s for n, s in zip(shape, (1, *strides), strict=True))
-    y = np.zeros(count, dtype)
+    y = np.zeros(1 + sum((n - 1) * s for n, s in zip(shape, (1, *strides), strict=True)), dtype)
     data = (np.arange(tensor_map.box_bytes // y.itemsize) % 120 + 1).astype(dtype)
     memory = swizzle_bytes(data.view(np.uint8), swizzle)
     names = ", ".join(f"%c{i}" for i in range(len(corner)))
     body = FILL.format(bytes=memory.size) + STORE.format(rank=len(corner), names=names, read=".read")
-    report = execute(body, memory, y, tensor_map, corner, -(-memory.size // 1024) * 1024)
+    return data, y, tensor_map, execute(body, memory, y, tensor_map, corner, -(-memory.size // 1024) * 1024)
+
+
+@pytest.mark.parametrize("case", STORES)
+def test_stores_of_boxes(case):
+    data, y, tensor_map, report = store(STORES[case])
     assert report.ok, report
-    expected = np.zeros(count, dtype)
-    numbers = box_of(np.arange(1, count + 1, dtype=np.int64), tensor_map, corner).reshape(-1)
+    expected = np.zeros_like(y)
+    numbers = box_of(np.arange(1, y.size + 1, dtype=np.int64), tensor_map, STORES[case][-1]).reshape(-1)
     expected[numbers[numbers > 0] - 1] = data[numbers > 0]
     np.testing.assert_array_equal(y, expected)
+
+
+NEGATIVE = [name for name, case in BOXES.items() if min(case[-1]) < 0]
+
+
+@pytest.mark.parametrize("case", NEGATIVE)
+def test_stores_that_the_copy_engine_refuses(case):
+    """An H100 answers with an illegal instruction to a negative corner on whichever axis, though it loads there."""
+    _, y, _, report = store(BOXES[case])
+    assert [(f.kind, f.lanes) for f in report.findings] == [("out of bounds", 1)]
+    assert f"corner {BOXES[case][-1]} of a store is negative" in report.findings[0].message
+    assert not y.any()
+
+
+@pytest.mark.parametrize(("case", "behind"), [("1d over the end", 8), ("2d 128, far end", 2), ("2d bytes", 7)])
+def test_stores_that_would_write_behind_rows(case, behind):
+    """An H100 writes the last 16 bytes of each row as a whole."""
+    _, y, _, report = store(BOXES[case])
+    assert [(f.kind, f.lanes) for f in report.findings] == [("out of bounds", 1)]
+    assert f"{behind} bytes behind each row" in report.findings[0].message
+    assert not y.any()
+    *rest, corner = BOXES[case]
+    assert store((*rest, (0, *corner[1:])))[3].ok  # a box that ends before its row does
+
+
+def test_stores_with_steps():
+    with pytest.raises(UnsupportedPtx, match=r"a store with steps of \(1, 2, 3\) elements"):
+        store(("float32", (12, 7, 6), (16, 112), (8, 7, 5), (1, 2, 3), 0, (4, 1, 1)))
 
 
 LINEAR = """@%t0 mbarrier.arrive.expect_tx.shared::cta.b64 _, [%b], {bytes};

@@ -55,7 +55,7 @@ def test_loads_of_boxes(case):
     test_bulk_copy.test_loads_of_boxes(case, None)
 
 
-@pytest.mark.parametrize("case", test_bulk_copy.BOXES)
+@pytest.mark.parametrize("case", test_bulk_copy.STORES)
 def test_stores_of_boxes(case):
     test_bulk_copy.test_stores_of_boxes(case)
 
