@@ -199,7 +199,7 @@ def test_tables_and_picture_of_a_synthetic_folder_say_that_it_is_synthetic(tmp_p
     assert note in text and note in picture.read_text()
     assert "| depthwise | float16 | nhwc | 2 | 4.00 | 2.00 | 8.0 |" in text, "2 and 8 times faster"
     assert "| depthwise | float32 | nchw | 1 | 0.50 |" in text
-    assert "| synthetic_net | 1 | float32 | 1.000 |  | 3.000 |" in text
+    assert "| synthetic_net | 1 | float32 | 1.000 | 0.500 | 3.000 | 2.000 | 1.000 |" in text
     drawn = picture.read_text()
     assert "copy 1.00 TB/s, matmul 100 TFLOP/s" in drawn and "synthetic_net" in drawn
     assert "synthetic_other" not in drawn, "no peer beside it"

@@ -231,7 +231,8 @@ PEERS: dict[str, Callable[..., Timing]] = {
     "torch_compile_nchw": lambda case, **options: torch_conv(case, compiled=True, **options),
     "torch_compile_nhwc": lambda case, **options: torch_conv(case, channels_last=True, compiled=True, **options),
     "torch_matmul": torch_matmul,
-    "cupy_matmul": cupy_matmul,
-    "jax_nchw": lambda case, **options: jax_conv(case, channels_last=False, **options),
-    "jax_nhwc": lambda case, **options: jax_conv(case, channels_last=True, **options),
+    # CuPy captures no cuBLAS, and JAX has its own streams: with their launches.
+    "cupy_matmul": lambda case, graph=False, **options: cupy_matmul(case, **options),
+    "jax_nchw": lambda case, graph=False, **options: jax_conv(case, channels_last=False, **options),
+    "jax_nhwc": lambda case, graph=False, **options: jax_conv(case, channels_last=True, **options),
 }

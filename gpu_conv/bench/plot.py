@@ -149,20 +149,24 @@ def roofline(axes: Any, rows: Rows, copy_bytes_per_s: float, calibration: Mappin
 
 
 def net_bars(axes: Any, nets: Rows) -> None:
-    """Milliseconds per call of whole networks, beside PyTorch eager where that ran."""
-    rows = [row for row in nets if "call_ms" in row and "call_ms" in row.get("torch_nhwc", {})]
-    labels = [f"{row['net']}\nbatch {row['batch']}" for row in rows]
-    for shift, label, colour, values in (
-        (-0.2, "gpu_conv", OURS, [row["call_ms"] for row in rows]),
-        (0.2, "PyTorch eager", OTHERS, [row["torch_nhwc"]["call_ms"] for row in rows]),
-    ):
-        bars = axes.bar([i + shift for i in range(len(rows))], values, 0.38, color=colour, label=label)
-        axes.bar_label(bars, [f"{v:.1f}" for v in values], fontsize=8, padding=1)
+    """Milliseconds of a replay of whole networks, beside PyTorch where that ran."""
+    rows = [row for row in nets if "replay_ms" in row and "graph_ms" in row.get("torch_nhwc", {})]
+    labels = [f"{row['dtype'].removeprefix('float')} bit\nn = {row['batch']}" for row in rows]
+    contestants = (
+        ("gpu_conv", OURS, [row["replay_ms"] for row in rows]),
+        ("torch.compile", "#c8c8c8", [row["torch_nhwc"].get("compiled_graph_ms", math.nan) for row in rows]),
+        ("PyTorch eager", OTHERS, [row["torch_nhwc"]["graph_ms"] for row in rows]),
+    )
+    for shift, (label, colour, values) in zip((-0.27, 0, 0.27), contestants, strict=True):
+        bars = axes.bar([i + shift for i in range(len(rows))], values, 0.26, color=colour, label=label)
+        if colour == OURS:
+            axes.bar_label(bars, [f"{v:.2g}" for v in values], fontsize=7.5, padding=1)
     axes.set_yscale("log")
     axes.margins(y=0.15)
     axes.set_xticks(range(len(rows)), labels, fontsize=7.5)
-    axes.set_ylabel("ms per call from Python (log scale)")
-    axes.set_title("Whole networks, float32\n")
+    axes.set_ylabel("ms, CUDA graphs (log scale)")
+    names = dict.fromkeys(row["net"] for row in rows)
+    axes.set_title(f"Whole networks: {', '.join(names)}\n")
     _plain_ticks(axes.yaxis)
     if rows:
         axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(0, 1.02))

@@ -139,7 +139,7 @@ class Prepared(BackendRep):
 
         with cupy.cuda.Device(self._number):
             results = self.model({name: cupy.asarray(array) for name, array in arrays.items()})
-            if all(isinstance(array, np.ndarray) for array in arrays.values()):
+            if all(isinstance(array, (np.ndarray, np.generic)) for array in arrays.values()):
                 return {name: cupy.asnumpy(array) for name, array in results.items()}
         return results
 
