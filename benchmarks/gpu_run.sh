@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Everything that needs a GPU, in parts that can be repeated one by one; results go into the folder that is given.
 #
-#   benchmarks/gpu_run.sh OUT [warm calibrate tests sanitize conformance bench nets]
+#   benchmarks/gpu_run.sh OUT [warm calibrate tests sanitize conformance bench nets peers tiles]
 #
 # Needs python3 with CuPy 14.2, NVRTC (cuda-bindings), pytest and, for the peers, PyTorch; compute-sanitizer on the PATH.
 # Nothing is installed. A failing part does not stop the others; the exit status counts the failed ones.
@@ -54,7 +54,16 @@ bench() {
         --budget "$((${BENCH_SECONDS:-280} - 30))" "${calibration[@]}" ${BENCH_OPTIONS:-}
 }
 
-nets() { timeout 240 python3 benchmarks/nets.py --output "$out/nets.json"; }
+nets() { timeout 240 python3 benchmarks/nets.py --compile --output "$out/nets.json"; }
+
+# torch.compile and JAX compile each layer anew, so the usual bench leaves them out.
+peers() {
+    XLA_PYTHON_CLIENT_PREALLOCATE=false timeout 280 python3 benchmarks/bench.py --output "$out/peers.json" --budget 250 \
+        --dtypes float16 --layouts nhwc --peers torch_nhwc torch_compile_nhwc jax_nhwc torch_matmul cupy_matmul
+}
+
+# 6,000 kernels and tiles: half of the time is their compilation.
+tiles() { timeout 400 python3 benchmarks/tiles.py --output "$out/tiles.jsonl" --budget 250; }
 
 for part in $parts; do
     start=$SECONDS
