@@ -14,7 +14,7 @@ from math import ceil, prod
 from pathlib import Path
 from typing import Any
 
-from gpu_conv.families import implicit_gemm, pointwise, pointwise_model, tile, tile_model
+from gpu_conv.families import implicit_gemm, pointwise, pointwise_model, tile, tile_model, wgmma, wgmma_model
 from gpu_conv.launch import Launch, Target
 from gpu_conv.problem import ConvProblem
 
@@ -58,6 +58,10 @@ def predicted_us(problem: ConvProblem, launch: Launch, target: Target, row: Mapp
     if launch.kernel in ("pointwise", "implicit_gemm"):
         demand = (pointwise if launch.kernel == "pointwise" else implicit_gemm).demand_of(problem)
         return NODE + 1e6 / CLOCK * pointwise_model.clocks(demand, pointwise_model.choose(demand, target), target)
+    if launch.kernel == "wgmma":
+        demand = wgmma.demand_of(problem)
+        chosen = wgmma_model.choose(demand, target)
+        return NODE + 1e6 / CLOCK * wgmma_model.clocks(demand, chosen, demand.box(chosen), target)
     if launch.kernel == "conv_tile":
         demand = tile.demand_of(problem)
         return NODE + 1e6 / CLOCK * tile_model.clocks(demand, tile_model.choose(demand, target), target)

@@ -178,9 +178,11 @@ def in_a_fork(work):
 
 
 fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+JAX_WARNS = r"ignore:os.fork\(\) was called:RuntimeWarning"  # at every fork of a process that has loaded it
 
 
 @fork
+@pytest.mark.filterwarnings(JAX_WARNS)
 def test_forks_of_a_process_whose_threads_compute_get_the_same_results():
     jobs = convolutions()
     want, over = digests(jobs), threading.Event()
@@ -201,6 +203,7 @@ def test_forks_of_a_process_whose_threads_compute_get_the_same_results():
 
 
 @fork
+@pytest.mark.filterwarnings(JAX_WARNS)
 def test_a_fork_does_not_wait_for_a_thread_that_it_left_behind(monkeypatch):
     """A thread of the parent compiles, runs a model and a layer while the process forks: its locks stay with it."""
     jobs = convolutions()
