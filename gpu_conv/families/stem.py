@@ -30,8 +30,6 @@ _UNITS = 8  # of one tile: at most
 _STEP = 16  # elements of a run that one product takes
 # Products of one unit and group: their filters take two registers each, and 56 are a 7x7 filter of 3 channels.
 _MOST_PRODUCTS = 56
-
-
 _REGISTERS = 56  # of a thread beside the filter
 _REGISTERS_BLACKWELL = 72  # what ptxas takes for sm_120, where 56 spill
 
@@ -61,7 +59,9 @@ def refuses(p: ConvProblem, target: Target) -> str | None:
         return f"needs equal strides, even ones for odd channels: got {p.strides} for {p.in_channels} channels"
     if set(p.dilations) != {1} or set(p.input_dilations) != {1}:
         return f"has no dilations, got {p.dilations} and {p.input_dilations}"
-    if p.filter[0] * _steps(p) * 4 > _MOST_PRODUCTS or not p.y.size:
+    if not p.y.size:
+        return "needs at least one output"
+    if p.filter[0] * _steps(p) * 4 > _MOST_PRODUCTS:
         return f"keeps the filter in registers: {p.filter} of {p.in_channels} channels is too large"
     return _refuses_memory(p)
 

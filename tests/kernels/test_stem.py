@@ -5,7 +5,7 @@ import pytest
 
 from gpu_conv.emulator import EmulationError
 from gpu_conv.families import Row, stem
-from tests.kernels.checking import arrays, assert_params_match, plant, run
+from tests.kernels.checking import TARGETS, arrays, assert_params_match, plant, problem, run
 
 ROW = stem.ROWS[0]
 
@@ -85,3 +85,22 @@ def test_planted_bugs(monkeypatch, old, new):
 
     with pytest.raises((AssertionError, EmulationError)):
         both()
+
+
+@pytest.mark.parametrize(("x", "w", "options", "reason"), [
+    ((1, 8, 8, 3), (8, 3, 3, 3), {"residual": True}, "adds no residual"),
+    ((1, 8, 8, 5), (8, 3, 3, 5), {}, "1 to 4 input channels; got 2, 1, 5"),
+    ((1, 8, 8, 3), (8, 3, 3, 3), {"strides": 1}, "even ones for odd channels"),
+    ((1, 8, 8, 3), (8, 3, 3, 3), {"strides": (2, 1)}, "equal strides"),
+    ((1, 8, 8, 3), (8, 3, 3, 3), {"dilations": 2}, "no dilations"),
+    ((1, 16, 16, 4), (8, 11, 11, 4), {}, "(11, 11) of 4 channels is too large"),
+    ((1, 8, 7, 3), (8, 3, 3, 3), {}, "rows of x must be dense, aligned to 4 bytes"),
+    ((1, 8, 8, 3), (12, 3, 3, 3), {}, "8 neighbouring channels of y"),
+    ((0, 8, 8, 3), (8, 3, 3, 3), {}, "at least one output"),
+])  # fmt: skip
+def test_refusals(x, w, options, reason):
+    options = {"strides": 2, "padding": 1, "input_layout": "nhwc", "filter_layout": "ohwi"} | options
+    if options.pop("residual", False):
+        options["residual"] = np.zeros((x[0], 4, 4, w[0]), "float16")
+    made = problem(np.zeros(x, "float16"), np.zeros(w, "float16"), **options)
+    assert reason in ROW.refuses(made, TARGETS["sm_80"])
