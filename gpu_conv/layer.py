@@ -63,7 +63,8 @@ class Conv:
     def bind(self, x: Array, *, residual: Array | None = None, out: Array | None = None) -> Callable[[], Array]:
         """The call with its arrays fixed: every ``bound()`` reads what is in ``x`` by then, and returns the same array.
 
-        For programs that keep their arrays: on NumPy it saves 30 to 60 us per call. One thread at a time may use it.
+        For programs that keep their arrays: on NumPy it saves 30 to 60 us per call. One thread and one stream at a time
+        may use it.
 
         Raises:
             TypeError: arrays that are not NumPy's, CuPy's or PyTorch's.
