@@ -59,9 +59,7 @@ def predicted_us(problem: ConvProblem, launch: Launch, target: Target, row: Mapp
         demand = (pointwise if launch.kernel == "pointwise" else implicit_gemm).demand_of(problem)
         return NODE + 1e6 / CLOCK * pointwise_model.clocks(demand, pointwise_model.choose(demand, target), target)
     if launch.kernel == "wgmma":
-        demand = wgmma.demand_of(problem)
-        chosen = wgmma_model.choose(demand, target)
-        return NODE + 1e6 / CLOCK * wgmma_model.clocks(demand, chosen, demand.box(chosen), target)
+        return NODE + 1e6 / CLOCK * wgmma_model.fastest(wgmma.demand_of(problem), target)
     if launch.kernel == "conv_tile":
         demand = tile.demand_of(problem)
         return NODE + 1e6 / CLOCK * tile_model.clocks(demand, tile_model.choose(demand, target), target)

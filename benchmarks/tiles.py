@@ -7,8 +7,8 @@
 - ``blocks``: its inverted residuals, each in one launch.
 
 Operands are small integers: all candidates must give what the table's choice gives, the first of each list. Times are
-medians of graph replays with cold L2. One line per problem; a candidate is [kernel, tile, microseconds], or has the
-error in place of the time.
+medians of graph replays with cold L2. The first line is the environment, then one per problem; a candidate is
+[kernel, tile, microseconds], or has the error in place of the time.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from calibrate import environment
 from rows import BOTH, LAYERS, measured, measured_batch, problem, title
 
 from gpu_conv import execute, stand_in
@@ -218,6 +219,7 @@ def main() -> None:
         return
     bench, start = Bench(), time.monotonic()
     with arguments.output.open("w") as file:
+        file.write(json.dumps({"environment": environment()}) + "\n")
         for one in found:
             if time.monotonic() - start > arguments.budget:
                 print(f"not timed: {one.task.facts}")

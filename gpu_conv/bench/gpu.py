@@ -6,6 +6,7 @@ import math
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -200,7 +201,9 @@ def attempt(function: Callable[[], Entry], free: Callable[[], None]) -> Entry:
     try:
         return function()
     except Exception as error:  # noqa: BLE001
-        return {"error": f"{type(error).__name__}: {error}"[:500], "where": traceback.format_exc(limit=-3)[-600:]}
+        steps = traceback.extract_tb(error.__traceback__)[-3:]
+        where = [f"{Path(s.filename).name}:{s.lineno} {s.name}" for s in steps]  # of no machine's folders
+        return {"error": f"{type(error).__name__}: {error}"[:500], "where": where}
     finally:
         free()
 

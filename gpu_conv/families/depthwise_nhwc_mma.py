@@ -152,7 +152,7 @@ class _Cut:
     @property
     def step(self) -> int:
         """Input rows that the walk is unrolled over: kInputs."""
-        return ceil(self.p.filter[0] / self.p.strides[0]) * self.p.strides[0]
+        return self.live * self.p.strides[0]
 
     @property
     def stage_rows(self) -> int:

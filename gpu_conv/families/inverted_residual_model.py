@@ -261,8 +261,7 @@ def _separate(problem: ConvProblem, target: Target) -> float:
     demand = pointwise.demand_of(problem)
     product = pointwise_model.clocks(demand, pointwise_model.choose(demand, target), target)
     if not wgmma.refuses(problem, target):
-        wide, tile = wgmma.demand_of(problem), wgmma.tiles(problem, target)[0]
-        product = min(product, wgmma_model.clocks(wide, tile, wide.box(tile) or (1, 1, 1), target))
+        product = min(product, wgmma_model.fastest(wgmma.demand_of(problem), target))
     return max(clocks, product)
 
 
