@@ -113,7 +113,9 @@ def random_call(rng):
 
 TINY = {
     "im2col": {"COLUMNS": 40, "PIXELS": 7, "NARROW": 2},
-    "pointwise": {"BLOCK": 12, "SMALL": 30, "LAST": 12, "FIRST": 12, "PANEL": (2, 3)},
+    "gemm": {"SMALL": 30, "STRIP": 2, "WIDEST": 4, "NARROWEST": 2, "NEAR": 8, "WEIGHTS": 12, "CACHED": 40, "FEW": 3}
+    | {"unpacked": lambda: True},
+    "pointwise": {"BLOCK": 12, "FIRST": 12},
     "depthwise": {"BLOCK": 40, "RUN": (5, 20), "ROW": 30, "WIDE": 3},
     "flat": {"BLOCK": 60},
     "epilogue": {"TILE": 30},

@@ -114,6 +114,7 @@ def contest(layer: Layer, threads: int, peers: Sequence[str]) -> tuple[Runs, str
 
     import gpu_conv
     from gpu_conv import arguments, cpu
+    from gpu_conv.testing import assert_conv_close
 
     rng = np.random.default_rng(0)
     x = rng.standard_normal((1, layer.channels, layer.size, layer.size), dtype=np.float32)
@@ -130,11 +131,12 @@ def contest(layer: Layer, threads: int, peers: Sequence[str]) -> tuple[Runs, str
             continue
         if run:
             runs[peer] = run
-    wanted = nhwc(last).transpose(0, 3, 1, 2)
     ours: Runs = {"NHWC": lambda: nhwc(last), "NCHW": lambda: nchw(x)}
-    for name, run in (runs | {"NCHW": ours["NCHW"]}).items():
-        got = np.asarray(run()).reshape(wanted.shape)
-        np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-4, err_msg=f"{layer}: {name}")
+    shape = nchw(x).shape
+    for name, run in (runs | ours).items():
+        got = np.asarray(run())
+        got = got.transpose(0, 3, 1, 2) if name == "NHWC" else got.reshape(shape)
+        assert_conv_close(got, x, w, bias, **options)
     call = arguments.prepare(last, w, bias, input_layout="nhwc", **options)
     filters: Any = call.operands["w"]
     prepared = cpu.prepare(call.problem, filters, bias)

@@ -22,7 +22,7 @@ from .scratch import Array, Workspace
 from .views import channels_are_last, even_part
 
 LARGE = 1 << 17  # elements of the first result from which it pays: 5 % of 28x28x192, 20 % of 56x56x144
-ROWS = 155_000  # elements of the first result that are computed for a block
+ROWS = 100_000  # elements of the first result that are computed for a block: 2 % of MobileNetV2
 WIDE = 128  # channels below which strided columns go to planes of their own: it costs no copy here
 
 Layer = tuple[ConvProblem, Array, "Array | None"]  # filter and bias as ``cpu.prepare`` takes them

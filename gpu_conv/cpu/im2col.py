@@ -20,9 +20,10 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from ..problem import ConvProblem
+from . import gemm
 from .epilogue import Epilogue
 from .prepared import Prepared, Step, not_a_gemm
-from .scratch import Array, Workspace
+from .scratch import Array, Workspace, aligned
 from .staging import Staged, Staging
 from .views import channels_are_last, cut, even_part, windows_of_runs, working_order
 
@@ -61,7 +62,8 @@ class Im2col(Prepared):
         shares = problem.strides[0] == problem.dilations[0] == 1 and problem.taps >= DEEP * rows
         self._products = rows if shares else 1  # per block and group: filter rows, or all at once
         self._taps = problem.taps // self._products
-        self._weights = _packed(weights, carrier, self._last, self._products)
+        filters = gemm.panel(self._taps, problem.out_per_group, prod(problem.out_spatial))
+        self._weights = _packed(weights, carrier, self._products, filters if self._last else None)
         self._staging = Staging(problem, carrier, self._last, dense=False)
         shaped = None if bias is None else bias.reshape(problem.y.shape[1:3])
         self._epilogue = Epilogue(problem, shaped, carrier, self._last)
@@ -138,23 +140,30 @@ class Im2col(Prepared):
         for k, weights in enumerate(self._weights[g]):
             pixels = slice(k * row, k * row + _points(box))
             goal = part[: product.size].reshape(product.shape) if k else product
-            operands = (block[pixels], weights) if self._last else (weights, block[:, pixels])
-            yield partial(np.matmul, *operands, out=goal)
+            if self._last:
+                for left, right, target in gemm.products(block[pixels], weights, goal):
+                    yield partial(np.matmul, left, right, out=target)
+            else:
+                yield partial(np.matmul, weights, block[:, pixels], out=goal)
             if k:
                 yield partial(np.add, product, goal, out=product)
 
 
-def _packed(weights: Array, carrier: np.dtype[Any], channels_last: bool, products: int) -> Array:
-    """Filters as the matrices that multiply the columns: ``(g, products, taps * c, o)`` or ``(..., o, c * taps)``."""
+def _packed(weights: Array, carrier: np.dtype[Any], products: int, panel: int | None) -> Array:
+    """Filters as the matrices that multiply the columns.
+
+    Returns:
+        ``(g, products, panels, taps * c, panel)``; without a panel ``(g, products, o, c * taps)``.
+    """
     g, o, c, *taps = weights.shape
-    if channels_last:
-        packed = np.empty((g, *taps, c, o), carrier)
-        source = weights.transpose(0, *range(3, weights.ndim), 2, 1)
-        for i in range(0, c, 4):  # 3 times faster than in one go: the lines of the source stay cached
-            packed[..., i : i + 4, :] = source[..., i : i + 4, :]
-        return packed.reshape(g, products, -1, o)
-    rows = weights.reshape(g, o, c, products, -1).transpose(0, 3, 1, 2, 4)
-    return np.ascontiguousarray(rows, carrier).reshape(g, products, o, -1)
+    if panel is None:
+        rows = weights.reshape(g, o, c, products, -1).transpose(0, 3, 1, 2, 4)
+        return np.ascontiguousarray(rows, carrier).reshape(g, products, o, -1)
+    packed = aligned((g, o // panel, *taps, c, panel), carrier)
+    source = weights.reshape(g, -1, panel, c, *taps).transpose(0, 1, *range(4, 4 + len(taps)), 3, 2)
+    for i in range(0, c, 4):  # 3 times faster than in one go: the lines of the source stay cached
+        packed[..., i : i + 4, :] = source[..., i : i + 4, :]
+    return packed.reshape(g, o // panel, products, -1, panel).swapaxes(1, 2)
 
 
 def _points(box: Box) -> int:

@@ -11,15 +11,14 @@ from typing import Any
 import numpy as np
 
 from ..problem import ConvProblem
+from . import gemm
 from .epilogue import Epilogue
 from .prepared import Prepared, Step, not_a_gemm
-from .scratch import Array, Workspace
+from .scratch import Array, Workspace, aligned
 from .staging import copying
 from .views import channels_are_last, cut, even_part, merged, split, working_order
 
-SMALL = 960_000  # multiply-adds of a product up to which OpenBLAS does not pack its operands: 10 to 20 % faster,
-LAST, FIRST = 9216, 4608  # where its weights are at most as many, with channels last and first
-PANEL = 32, 96  # with channels last filters are parted for it: no fewer than 32, and not for fewer than 96 pixels
+FIRST = 4608  # weights up to which small products are the faster ones with channels first
 BLOCK = 1 << 17  # output elements of a block: bias and activation find it in the L2 cache (25 % of 112x112x96)
 
 
@@ -39,10 +38,14 @@ class Pointwise(Prepared):
         self._last = channels_are_last(problem.y)
         shaped = None if bias is None else bias.reshape(problem.y.shape[1:3])
         self._epilogue = Epilogue(problem, shaped, carrier, self._last)
-        self._filters = _filters(problem) if self._last else problem.out_per_group
-        # (g, 1, panels, o, c): a panel is a matrix, its transpose where channels come last.
-        panels = weights.reshape(problem.groups, 1, -1, self._filters, problem.in_per_group)
-        self._weights = np.ascontiguousarray(panels.swapaxes(3, 4) if self._last else panels, carrier)
+        self._filters = problem.out_per_group
+        if self._last:
+            self._filters = gemm.panel(problem.in_per_group, self._filters, prod(problem.out_spatial))
+        # (g, panels, o, c): a panel is a matrix, its transpose where channels come last.
+        panels = weights.reshape(problem.groups, -1, self._filters, problem.in_per_group)
+        panels = panels.swapaxes(2, 3) if self._last else panels
+        self._weights = aligned(panels.shape, carrier)
+        self._weights[...] = panels
         pixels = zip(problem.out_spatial, problem.strides, strict=True)
         read = tuple(slice(0, (n - 1) * s + 1, s) for n, s in pixels)
         self._read = read if any(s > 1 for s in problem.strides) else None
@@ -52,8 +55,7 @@ class Pointwise(Prepared):
         self._by_image = self._last and wanted >= height * row
         units, unit = (problem.batch, height * row) if self._by_image else (height, row)
         size = even_part(units, wanted // unit)
-        even = units - units % size
-        self._blocks = [(slice(0, even), size), (slice(even, units), units - even)][: 1 + (even < units)]
+        self._blocks = gemm.evenly(units, size)
         block = size * unit
         specs = ((block * problem.in_channels,), carrier), ((block * problem.out_channels,), carrier)
         self._workspace = Workspace(specs, lambda pixels, sums: (pixels, sums))
@@ -98,39 +100,25 @@ class Pointwise(Prepared):
             sums = scratch[: y[0].size].reshape(1, *y.shape[1:])
             products = self._matrices(sums)
         assert pixels is not None and products is not None  # what is copied has gaps no more
-        tiles = [(cycle(left), cycle(goal)) for left, goal in self._tiles(pixels, products)]
+        tiles = [(cycle(left), right, cycle(goal)) for left, right, goal in self._tiles(pixels, products)]
         for source, target, block, *residual in zip(x, y, cycle(sums), *rest):
             if staged is not x:
                 yield from copying(staged[0], source, zero_point, self._last)
-            for left, goal in tiles:
-                operands = (next(left), self._weights) if self._last else (self._weights, next(left))
+            for left, right, goal in tiles:
+                operands = (next(left), right) if self._last else (right, next(left))
                 yield partial(np.matmul, *operands, out=next(goal))
             yield from self._epilogue.steps(block, target, *residual)
 
-    def _tiles(self, pixels: Array, products: Array) -> Iterator[tuple[Array, Array]]:
-        """What one call multiplies, and where to: ``(blocks, g, tiles, 1, tile, c)`` and ``(..., panels, tile, o)``."""
-        axis = 2 if self._last else 3
-        count = pixels.shape[axis]
-        tile = self._tile(count)
-        if tile == count and self._filters == self.problem.out_per_group:
-            yield pixels[:, :, np.newaxis, np.newaxis], products[:, :, np.newaxis, np.newaxis]
+    def _tiles(self, pixels: Array, products: Array) -> Iterator[tuple[Array, Array, Array]]:
+        """What one call multiplies, and where to: pixels and products of all blocks, and weights."""
+        if self._last:
+            yield from gemm.products(pixels, self._weights, products)
             return
-        even = count - count % tile
-        for part, size in ((slice(0, even), tile), (slice(even, count), count - even)):
-            if not size:
-                continue
-            if self._last:
-                goal = split(split(products[:, :, part], 2, size), 4, self._filters).swapaxes(3, 4)
-                yield split(pixels[:, :, part], 2, size)[:, :, :, np.newaxis], goal
-            else:
-                goal = split(products[..., part], 3, size).transpose(0, 1, 3, 2, 4)
-                yield split(pixels[..., part], 3, size).swapaxes(2, 3)[:, :, :, np.newaxis], goal[:, :, :, np.newaxis]
-
-    def _tile(self, pixels: int) -> int:
-        """Pixels of a product: as many as keep it small, or all of them."""
-        weights = self.problem.in_per_group * self._filters
-        small = weights <= (LAST if self._last else FIRST) and weights * pixels > SMALL
-        return even_part(pixels, SMALL // weights) if small else pixels
+        terms, count = self.problem.in_per_group, pixels.shape[3]
+        tile = gemm.piece(terms, self._filters, count) if terms * self._filters <= FIRST else count
+        for part, size in gemm.evenly(count, tile):
+            goal = split(products[..., part], 3, size).swapaxes(2, 3)
+            yield split(pixels[..., part], 3, size).swapaxes(2, 3), self._weights, goal
 
     def _matrices(self, blocks: Array) -> Array | None:
         """Per block and group, ``(pixels, c)`` with channels last, else ``(c, pixels)``; None if that is no view."""
@@ -142,13 +130,3 @@ class Pointwise(Prepared):
 
 def _unit(matrices: Array, axis: int) -> bool:
     return matrices.shape[axis] == 1 or matrices.strides[axis] == matrices.itemsize
-
-
-def _filters(problem: ConvProblem) -> int:
-    """Filters of a panel: all of a group, or the most that divide them and let the product be small."""
-    least, pixels = PANEL
-    filters = problem.out_per_group
-    if prod(problem.out_spatial) < pixels or problem.groups > 1:
-        return filters
-    fitting = (n for n in range(min(filters, LAST // problem.in_per_group), least - 1, -1) if filters % n == 0)
-    return next(fitting, filters)
