@@ -6,12 +6,11 @@
 // elements and those of the depthwise result are rounded to the 16-bit type, as three separate convolutions round them.
 //
 // Block: ROWS x COLUMNS outputs, all output channels. The input with its halo stays in shared memory; the expanded
-// channels pass in slabs of SLAB: (1) expand by mma, (2) depthwise on the ordinary cores, (3) project by mma into sums
-// that stay in registers over all slabs. The weights of the next slab arrive while the current one is used. SPLIT
-// blocks take a part of the slabs only (batch 1): sums go to the workspace, and the last block of a tile adds them in
-// the order of the parts.
-// Warp: (1) 16 pixels x 32 channels at a time, (3) the pixels of one of PIXEL_WARPS x a share of the output channels.
-// Thread: (2) 4 channels x RUN outputs.
+// channels pass in slabs of SLAB: (1) expand, (2) depthwise, (3) project into sums that stay in registers over all
+// slabs, each by mma. The weights of the next slab arrive while the current one is used. SPLIT blocks take a part of
+// the slabs only (batch 1): sums go to the workspace, and the last block of a tile adds them in the order of the parts.
+// Warp: (1) 16 pixels x 32 channels at a time, (2) 16 pixels x 8 channels, (3) the pixels of one of
+// PIXEL_WARPS x a share of the output channels.
 // Traffic: x kInPixels / (ROWS * COLUMNS * STRIDE^2) times through L2 and about once from DRAM, y once, the weights
 // once per block from L2. Recomputed: the halo of (1). Limits: x and y dense and aligned to 16 bytes, channels
 // multiples of 8, one image below 2^31, an input line and the sums of a warp within the registers (the host half counts
@@ -19,11 +18,11 @@
 #include "inverted_residual.cuh"
 
 template <class T, int IN, int OUT, int STRIDE, bool EXPAND, bool RESIDUAL, int ACT_EXPAND, int ACT_DEPTHWISE, int ACT,
-          int ROWS, int COLUMNS, int SLAB, int PIXEL_WARPS, int RUN, bool SPLIT, int SHARED, int MIN_BLOCKS>
+          int ROWS, int COLUMNS, int SLAB, int PIXEL_WARPS, bool SPLIT, int SHARED, int MIN_BLOCKS>
 __global__ void __launch_bounds__(256, MIN_BLOCKS)
     inverted_residual(const T* x, const uint8* w, const float* bias, const T*, const int32*, const int32*, T* y,
                       void* workspace, const InvertedResidualParams p) {
-    typedef ResidualTile<IN, OUT, STRIDE, EXPAND, ROWS, COLUMNS, SLAB, PIXEL_WARPS, RUN> Tile;
+    typedef ResidualTile<IN, OUT, STRIDE, EXPAND, ROWS, COLUMNS, SLAB, PIXEL_WARPS> Tile;
     static_assert(same<T, float16> || same<T, bfloat16>, "the products are of 16-bit types");
     static_assert(!RESIDUAL || (STRIDE == 1 && IN == OUT), "the residual is the input");
     static_assert(Tile::kShared == SHARED, "the host allocates the shared memory and packs the weights");
@@ -31,9 +30,10 @@ __global__ void __launch_bounds__(256, MIN_BLOCKS)
     const uint32 base = shared_address(shared);
     uint16* const table = reinterpret_cast<uint16*>(shared + Tile::kTable);
 
-    const int splits = SPLIT ? p.splits : 1, tile = blockIdx.x / splits, part = blockIdx.x - tile * splits;
-    const int thread = threadIdx.x, row_of_tiles = tile / p.column_tiles, n = row_of_tiles / p.row_tiles;
-    const int q0 = (tile - row_of_tiles * p.column_tiles) * COLUMNS, p0 = (row_of_tiles - n * p.row_tiles) * ROWS;
+    // Block: x column of tiles and part of the slabs, y row of tiles, z image.
+    const int thread = threadIdx.x, splits = SPLIT ? p.splits : 1;
+    const int tile_column = blockIdx.x / splits, part = blockIdx.x - tile_column * splits;
+    const int q0 = tile_column * COLUMNS, p0 = blockIdx.y * ROWS, n = blockIdx.z;
     const int slabs_per_part = ceil_div(p.slabs, splits), first_slab = part * slabs_per_part;
     const int end_slab = min_of(p.slabs, first_slab + slabs_per_part);
     const int top = p0 * STRIDE - p.padding[0], left = q0 * STRIDE - p.padding[1];
@@ -44,9 +44,10 @@ __global__ void __launch_bounds__(256, MIN_BLOCKS)
     copy_commit();
     int count = 0;
     if constexpr (EXPAND) count = list_pixels<Tile>(table, p, top, left);
-    // Rows that no stage writes: pixels outside of the image, rows of the last product beyond the tile.
-    for (int i = thread; i < (Tile::kTable - Tile::kExpanded) / 16; i += Tile::kThreads) {
-        store(shared + Tile::kExpanded + i * 16, zero_vector<unsigned char, 16>());
+    // Lines that no stage writes: pixels outside of the image, rows of the last product beyond the tile.
+    const int first_line = EXPAND && count < Tile::kInPixels ? 0 : Tile::kUnwritten;
+    for (int i = first_line + thread * 16; i < Tile::kTable - Tile::kExpanded; i += Tile::kThreads * 16) {
+        store(shared + Tile::kExpanded + i, zero_vector<unsigned char, 16>());
     }
     Projection<Tile, T> projection;
     projection.start(part == 0 ? bias : nullptr);
@@ -63,15 +64,16 @@ __global__ void __launch_bounds__(256, MIN_BLOCKS)
             expand<Tile, T>(shared, base, weights, table, count, Epilogue<ACT_EXPAND, float>(p.alpha[0], p.beta[0]));
             __syncthreads();
         }
-        const int from = EXPAND ? Tile::kExpanded : slab * SLAB * 2, line = EXPAND ? Tile::kSlabLine : Tile::kInLine;
         const Epilogue<ACT_DEPTHWISE, float> act(p.alpha[1], p.beta[1]);
-        convolve<Tile, T>(shared, from, line, weights, p.expanded - slab * SLAB, act);
+        const int from = Tile::kSource + (EXPAND ? 0 : slab * SLAB * 2);
+        convolve<Tile, T>(shared, base, from, weights, p.expanded - slab * SLAB, act);
         __syncthreads();
         projection.add(base + Tile::kDepthwise, base + weights + Tile::kProject);
     }
     if constexpr (SPLIT) {
+        const int columns = gridDim.x / splits, tile = (n * gridDim.y + blockIdx.y) * columns + tile_column;
         if (!add_across_blocks<Tile::kThreads>(projection, static_cast<float*>(nullptr), workspace, tile,
-                                               int(gridDim.x) / splits, part, splits, true, thread)) {
+                                               int(gridDim.z * gridDim.y) * columns, part, splits, true, thread)) {
             return;
         }
     } else {
@@ -84,19 +86,18 @@ __global__ void __launch_bounds__(256, MIN_BLOCKS)
         float extra[2] = {0.0f, 0.0f};
         if constexpr (RESIDUAL) {
             const int row = pixel / COLUMNS + p.padding[0], column = pixel % COLUMNS + p.padding[1];
-            const unsigned char* const at = shared + (row * Tile::kInColumns + column) * Tile::kInLine + channel * 2;
+            const unsigned char* const at = shared + Tile::place(row, column) * Tile::kInLine + channel * 2;
             unpack(load<T, 2, false>(reinterpret_cast<const T*>(at)), extra);
         }
         v[0] = act.finish(v[0], 0.0f, extra[0]), v[1] = act.finish(v[1], 0.0f, extra[1]);
     });
     __syncthreads();
     T* const image = y + int64(n) * p.out[0] * p.out[1] * OUT;
-    for (int i = thread; i < Tile::kPixels * (OUT / 8); i += Tile::kThreads) {
-        const int pixel = i / (OUT / 8), chunk = i % (OUT / 8), row = p0 + pixel / COLUMNS,
-                  column = q0 + pixel % COLUMNS;
-        if (row >= p.out[0] || column >= p.out[1]) continue;
+    for_each_pixel<COLUMNS, Tile::kPixels, OUT / 8, Tile::kThreads>([&](int pixel, int row, int column, int chunk) {
+        row += p0, column += q0;
+        if (row >= p.out[0] || column >= p.out[1]) return;
         const unsigned char* const from = shared + Tile::kExpanded + pixel * Tile::kOutLine + chunk * 16;
         const auto line = load<T, 8, false>(reinterpret_cast<const T*>(from));
         store(image + (row * p.out[1] + column) * OUT + chunk * 8, line);
-    }
+    });
 }

@@ -136,7 +136,10 @@ def contest(layer: Layer, threads: int, peers: Sequence[str]) -> tuple[Runs, str
     for name, run in (runs | ours).items():
         got = np.asarray(run())
         got = got.transpose(0, 3, 1, 2) if name == "NHWC" else got.reshape(shape)
-        assert_conv_close(got, x, w, bias, **options)
+        try:
+            assert_conv_close(got, x, w, bias, **options)
+        except AssertionError as error:
+            raise AssertionError(f"{layer}: {name}: {error}") from error
     call = arguments.prepare(last, w, bias, input_layout="nhwc", **options)
     filters: Any = call.operands["w"]
     prepared = cpu.prepare(call.problem, filters, bias)

@@ -125,7 +125,7 @@ def _half(w: Writer, i: Instruction, mods: Modifiers) -> None:
         return
     function = _half_function(w, i, mods)
     if mods.flag("relu"):
-        function = f"(lambda *x: np.fmax({function}(*x), f32(0)))"
+        function = f"(lambda *x: np.maximum({function}(*x), f32(0)))"
     if mods.flag("sat"):
         function = f"(lambda *x: saturate({function}(*x)))"
     decode, encode = _half_codec(kind)
@@ -189,7 +189,7 @@ def _convert(w: Writer, i: Instruction, mods: Modifiers) -> None:
         mode = mods.need("rna", "rn", "rz")
         text = w.read(i.operands[1], f32)
         if mods.flag("relu"):
-            text = f"np.fmax({text}, f32(0))"
+            text = f"np.maximum({text}, f32(0))"
         w.write(i.operands[0], f"float_to_tf32({text}, {mode!r})", u32)
     elif source in FLOATS:
         _convert_float(w, i, mods, target, source)
@@ -203,7 +203,7 @@ def _convert_pair(w: Writer, i: Instruction, mods: Modifiers, target: str, sourc
     mode = mods.need("rn", "rz")
     high, low = (w.read(x, f32) for x in i.operands[1:])
     if mods.flag("relu"):
-        high, low = f"np.fmax({high}, f32(0))", f"np.fmax({low}, f32(0))"
+        high, low = f"np.maximum({high}, f32(0))", f"np.maximum({low}, f32(0))"
     encode = _half_codec(target)[1]
     w.write(i.operands[0], f"pack(({encode}({low}, {mode!r}), {encode}({high}, {mode!r})), u32)", u32)
 
@@ -225,7 +225,7 @@ def _convert_float(w: Writer, i: Instruction, mods: Modifiers, target: str, sour
     if mods.flag("sat"):
         text = f"saturate({text})"
     if mods.flag("relu"):
-        text = f"np.fmax({text}, {kind}(0))"
+        text = f"np.maximum({text}, {kind}(0))"
     if target in ("f16", "bf16"):
         if mode not in ("rn", "rz") or (kind == "f64" and mode != "rn"):
             raise w.unsupported()

@@ -26,7 +26,7 @@ def _space(mods: Modifiers) -> str:
 
 
 def address_of(w: Writer, operand: Operand) -> tuple[str, int]:
-    """Expression of the base address and the constant offset."""
+    """Expression of the base address and the constant offset, which a 32-bit address takes in modulo 2^32."""
     if not isinstance(operand, Address):
         raise w.unsupported(f"address {operand}")
     if operand.base is None:
@@ -34,6 +34,8 @@ def address_of(w: Writer, operand: Operand) -> tuple[str, int]:
     if isinstance(operand.base, Symbol):
         return f"m.address_of({operand.base.name!r})", operand.offset
     dtype = w.program.register_types[operand.base.name]
+    if dtype is u32:
+        return f"({w.read(operand.base, u32)} + {w.constant(operand.offset % (1 << 32), u32)})", 0
     return w.read(operand.base, dtype), operand.offset
 
 

@@ -10,6 +10,8 @@ from ..launch import CTYPES, Launch, Target, pack, struct
 from .direct import INT32_LIMIT, activation_parameters
 from .inverted_residual_model import THREADS, Chain, Shape, Tile, tiles
 
+MOST_IMAGES = 65535  # the third axis of a grid
+
 PARAMS = struct(
     "InvertedResidualParams",
     [
@@ -17,8 +19,6 @@ PARAMS = struct(
         ("out", "int32", 2),
         ("padding", "int32", 2),
         ("expanded", "int32"),
-        ("column_tiles", "int32"),
-        ("row_tiles", "int32"),
         ("slabs", "int32"),
         ("splits", "int32"),
         ("alpha", "float64", 3),
@@ -51,6 +51,8 @@ def refuses(chain: Chain, target: Target) -> str | None:
         return "adds its input, which has another shape than the output"
     if max(chain.first.x.size, chain.project.y.size) // max(1, d.batch) >= INT32_LIMIT or not chain.project.y.size:
         return "counts the elements of an image in 32 bits, from 1"
+    if d.batch > MOST_IMAGES:
+        return f"a launch takes {MOST_IMAGES} images, got {d.batch}"
     if not tiles(chain, target):
         return f"keeps sums and filters in registers: too many channels for {target.arch}"
     return None
@@ -70,8 +72,6 @@ def plan(chain: Chain, target: Target, tile: Tile | None = None) -> Launch:
         out=d.out_spatial,
         padding=[lo for lo, _ in d.padding],
         expanded=chain.expanded,
-        column_tiles=shape.tiles[1],
-        row_tiles=shape.tiles[0],
         slabs=shape.slabs,
         splits=tile.splits,
         alpha=alpha,
@@ -83,10 +83,10 @@ def plan(chain: Chain, target: Target, tile: Tile | None = None) -> Launch:
         kernel="inverted_residual",
         template=(
             *(CTYPES[d.x.dtype], chain.in_channels, chain.out_channels, chain.stride, *flags, *codes),
-            *(tile.rows, tile.columns, tile.slab, tile.pixel_warps, tile.run, tile.splits > 1, shape.shared_bytes),
+            *(tile.rows, tile.columns, tile.slab, tile.pixel_warps, tile.splits > 1, shape.shared_bytes),
             shape.together(target),
         ),
-        grid=(shape.blocks, 1, 1),
+        grid=(shape.tiles[1] * tile.splits, shape.tiles[0], d.batch),
         block=(THREADS, 1, 1),
         params=params,
         shared_bytes=shape.shared_bytes,
@@ -121,7 +121,7 @@ def weights(chain: Chain, tile: Tile, filters: Mapping[str, Array | None], xp: A
     lines = part(project, dtype, chain.out_channels, 1).transpose(0, 2, 1)
     padded = xp.zeros((slabs, chain.out_channels, shape.slab_line // 2), dtype)
     padded[:, :, :slab] = lines
-    parts = [raw(padded), raw(part(depthwise, xp.float32, 9).transpose(0, 2, 1))]
+    parts = [raw(padded), raw(part(depthwise, dtype, 9).transpose(0, 2, 1))]
     if chain.expand:
         parts.insert(0, raw(part(filters["expand"], dtype, shape.in_line // 2)))
         parts.append(raw(part(filters["expand_bias"], xp.float32, 1)))

@@ -65,7 +65,6 @@ class Tile:
         rows, columns: outputs.
         slab: expanded channels at a time.
         pixel_warps: of the 8 warps of the projection, how many share the pixels; the others share its channels.
-        run: neighbouring outputs that a thread computes of the depthwise convolution.
         splits: blocks that share the slabs of a tile.
     """
 
@@ -73,7 +72,6 @@ class Tile:
     columns: int
     slab: int
     pixel_warps: int
-    run: int
     splits: int = 1
 
     @property
@@ -81,22 +79,22 @@ class Tile:
         return self.rows * self.columns
 
 
-# Those that prototypes used on the maps of MobileNetV2, long runs for small maps, and low tiles for a small batch.
+# Those that prototypes used on the maps of MobileNetV2, and low tiles for a small batch.
 TILES = (
-    Tile(8, 8, 32, 4, 2),
-    Tile(14, 8, 32, 8, 4),
-    Tile(14, 4, 32, 4, 2),
-    Tile(7, 14, 32, 8, 2),
-    Tile(7, 14, 32, 4, 2),
-    Tile(7, 7, 32, 2, 1),
-    Tile(7, 14, 64, 8, 7),
-    Tile(7, 14, 64, 4, 7),
-    Tile(7, 7, 64, 4, 7),
-    Tile(7, 7, 64, 2, 7),
-    Tile(14, 14, 64, 4, 7),
-    Tile(4, 14, 64, 4, 2),
-    Tile(4, 7, 64, 2, 1),
-    Tile(2, 7, 64, 1, 1),
+    Tile(8, 8, 32, 4),
+    Tile(14, 8, 32, 8),
+    Tile(14, 4, 32, 4),
+    Tile(7, 14, 32, 8),
+    Tile(7, 14, 32, 4),
+    Tile(7, 7, 32, 2),
+    Tile(7, 14, 64, 8),
+    Tile(7, 14, 64, 4),
+    Tile(7, 7, 64, 4),
+    Tile(7, 7, 64, 2),
+    Tile(14, 14, 64, 4),
+    Tile(4, 14, 64, 4),
+    Tile(4, 7, 64, 2),
+    Tile(2, 7, 64, 1),
 )
 
 
@@ -159,7 +157,7 @@ class Shape:
     def weights(self) -> int:
         """Bytes of one slab of weights."""
         expand = self.tile.slab * (self.in_line + 4) if self.chain.expand else 0
-        return expand + self.chain.out_channels * self.slab_line + 10 * 4 * self.tile.slab
+        return expand + self.chain.out_channels * self.slab_line + (9 * 2 + 4) * self.tile.slab
 
     @cached_property
     def shared_bytes(self) -> int:
@@ -196,42 +194,53 @@ class Shape:
         static = 16 if self.tile.splits > 1 else 0  # whether this block is the last of its tile
         return self.shared_bytes + static <= target.shared_per_block and self.kept <= REGISTERS
 
+    @property
+    def band(self) -> tuple[int, int]:
+        """Units of the depthwise convolution in a slab, of two bands of rows each, and the rows of a band."""
+        strips, groups = ceil(self.tile.columns / 8), self.tile.slab // 8
+        bands = max(1, 16 // (groups * strips))
+        return groups * strips * bands // 2, ceil(self.tile.rows / bands)
+
     def together(self, target: Target) -> int:
-        """Blocks that a multiprocessor holds: with the fewest registers that 116 instantiations took without spills."""
+        """Blocks that a multiprocessor holds with the fewest registers that 244 instantiations took without spills."""
         shared = (target.shared_per_block + 1024) // (self.shared_bytes + 1024)
-        registers = max(self.kept + 40, (self.kept + self.sums) // 2 + 4 * self.tile.run + 38)
+        _, rows = self.band
+        low = 20 if rows == 1 and self.chain.stride == 2 else 0
+        registers = max(1.25 * self.kept + 34 + low, self.sums + 18 + 7 * rows) + (6 if self.tile.splits > 1 else 0)
         return max(1, min(shared, 65536 // THREADS // (ceil(registers / 8) * 8), 6))
 
     def clocks(self, target: Target) -> float:
-        """Predicted duration: what a multiprocessor issues, or the barriers of its blocks one after the other."""
+        """Predicted duration: what a multiprocessor issues, its blocks one after the other, or the memory."""
         each = ceil(self.blocks / target.multiprocessors)
         issue = self._instructions / _ISSUE
         alone = issue + self.slabs_each * _SLAB_LATENCY
-        work = max(each * issue, ceil(each / self.together(target)) * alone)
+        memory = self.chain.bytes / (_BYTES * target.multiprocessors)
+        work = max(each * issue, ceil(each / self.together(target)) * alone, memory)
         if self.tile.splits > 1:
             work += _HAND_OVER + self.tile.splits * THREADS * self.sums * 4 / _READ
         return _START + work
 
     @cached_property
     def _instructions(self) -> float:
-        """Of warps, for one block."""
-        tile, stride = self.tile, self.chain.stride
-        expand = ceil(self.in_pixels / 16) * (tile.slab / 32) * (5 * self.in_steps + 90) if self.chain.expand else 0
-        reads = 3 * (3 + 5 * ((tile.run - 1) * stride + 3))
-        depthwise = tile.pixels / tile.run * tile.slab / 128 * (reads + tile.run * (36 + 14) + 25)
+        """Of warps, for one block; counted in what the compiler makes of each stage."""
+        tile, steps, out_chunks = self.tile, self.in_steps, self.chain.out_channels / 8
+        expand = ceil(self.in_pixels / 16) * (tile.slab / 32) * (5 * steps + 60) + 130 if self.chain.expand else 0
+        units, rows = self.band
+        depthwise = units * (60 + 2 * ((rows - 1) * self.chain.stride + 3) + 20 * rows)
         products = tile.slab / 16 * (self.pixel_tiles + self.channel_tiles * (0.5 + self.pixel_tiles)) * 8
-        waits = 1.0 if self.chain.expand else _FROM_MEMORY
-        return waits * self.slabs_each * (expand + depthwise + products + self.weights / 512 * 8)
+        slab = expand + depthwise + products + self.weights / 512 * 12
+        once = self.in_pixels * steps * 2 / 32 * 26 + tile.pixels * out_chunks / 32 * 22 + 32 * self.sums + 256
+        return once + self.slabs_each * slab
 
 
-# Fitted to 558 times of this kernel on an H100, MobileNetV2 at batch 1, 32 and 256, cold L2, replayed as a graph: half
-# are within 8 %, and the tile that it chooses takes 4 % more than the fastest, in the geometric mean.
-_ISSUE = 1.55  # instructions of warps per clock of a multiprocessor
-_SLAB_LATENCY = 1270  # clocks: three barriers, the first loads of three stages
-_START = 2930  # clocks: start and end of a launch
-_HAND_OVER = 4350  # clocks: fence, ticket and the last block's start
-_READ = 47.5  # bytes per clock that the last block of a tile reads of the partial sums
-_FROM_MEMORY = 1.17  # without expansion, blocks of one short step wait for their input
+# Fitted to 558 times on an H100 (MobileNetV2 at batch 1, 32 and 256, cold L2, replayed as a graph) of this kernel when
+# its depthwise stage took the ordinary cores, with the counts of that stage: half were within 7 %, and the tile that it
+# chose took 3 % more than the fastest, in the geometric mean. With the counts above it predicts: not measured yet.
+_ISSUE = 1.9  # instructions of warps per clock of a multiprocessor
+_SLAB_LATENCY = 1160  # clocks: three barriers, the first loads of three stages
+_START = 3050  # clocks: start and end of a launch
+_HAND_OVER = 3630  # clocks: fence, ticket and the last block's start
+_READ = 62  # bytes per clock that the last block of a tile reads of the partial sums
 # What three launches take instead: 50 layers of MobileNetV2 in 16 bits, channels last, measured on the same GPU. A
 # product that its arithmetic or latency binds takes what its own model says.
 _BYTES = 11.7  # that a multiprocessor moves per clock in a launch that does little else
@@ -279,8 +288,8 @@ def tiles(chain: Chain, target: Target) -> tuple[Tile, ...]:
     for shape in (Shape(chain, tile) for tile in TILES):
         if not shape.fits(target):
             continue
-        slots = target.multiprocessors * shape.together(target) // shape.blocks
-        parts = {ceil(shape.slabs / each) for each in range(1, shape.slabs + 1)}  # none of them empty
-        cut = [Shape(chain, replace(shape.tile, splits=n)) for n in sorted(parts) if n == 1 or n <= slots]
-        found += [shape for shape in cut if shape.fits(target)]
+        parts = sorted({ceil(shape.slabs / each) for each in range(1, shape.slabs)})  # two and more, none of them empty
+        cut = [Shape(chain, replace(shape.tile, splits=n)) for n in parts]
+        idle = [c for c in cut if c.blocks <= target.multiprocessors * c.together(target)]
+        found += [shape, *(c for c in idle if c.fits(target))]
     return tuple(shape.tile for shape in sorted(found, key=lambda shape: shape.clocks(target)))

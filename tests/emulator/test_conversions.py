@@ -43,7 +43,7 @@ def test_pairs(kind, mode):
         for column, values in ((0, low), (1, high)):
             want = [v if not math.isfinite(v) else round_to(Fraction(v), kind, mode) for v in values.tolist()]
             if relu:
-                want = [0.0 if math.isnan(v) else max(v, 0.0) for v in want]
+                want = [v if math.isnan(v) else max(v, 0.0) for v in want]
             assert same_bits(halves[:, column], np.array(want).astype(DTYPES[kind]))
 
 

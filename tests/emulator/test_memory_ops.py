@@ -279,3 +279,14 @@ def test_without_checks_only_addresses_are_checked():
     y = np.zeros(4, np.float32)
     assert run("", [y], outputs=[0], checks=False).ok
     assert not run(".reg .b32 %v; ld.global.u32 %v, [%p0+16];", [y], checks=False).ok
+
+
+def test_a_32_bit_address_wraps():
+    """Loops that NVRTC shifts begin below the first address and add as much in the instruction."""
+    out = np.zeros(4, np.uint32)
+    body = """.shared .align 16 .b8 tile[64]; .reg .b32 %s; .reg .b32 %v; .reg .b64 %o; .reg .b64 %w;
+        mov.u32 %s, tile; shl.b32 %v, %tid, 2; add.u32 %s, %s, %v; sub.u32 %s, %s, 4096;
+        st.shared.u32 [%s+4096], %tid; ld.shared.u32 %v, [%s+4096];
+        mul.wide.u32 %w, %tid, 4; add.s64 %o, %p0, %w; st.global.u32 [%o], %v;"""
+    run(body, [out], threads=4, strict=True)
+    assert out.tolist() == [0, 1, 2, 3]

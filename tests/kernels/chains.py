@@ -11,8 +11,8 @@ from gpu_conv.families.inverted_residual_model import Chain, Tile, tiles
 from gpu_conv.testing.tolerance import SLOPE, tolerance
 from tests.kernels.checking import TARGETS, guarded, numbers
 
-SMALL = Tile(7, 7, 32, 2, 1)
-LONG = Tile(7, 7, 64, 4, 7)
+SMALL = Tile(7, 7, 32, 2)
+LONG = Tile(7, 7, 64, 4)
 BLOCKS = {  # of MobileNetV2: map, channels in, expanded and out, stride
     1: (112, 32, 32, 16, 1),
     2: (112, 16, 96, 24, 2),
