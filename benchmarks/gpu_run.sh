@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Everything that needs a GPU, in parts that can be repeated one by one; results go into the folder that is given.
 #
-#   benchmarks/gpu_run.sh OUT [warm calibrate tests sanitize conformance bench nets peers tiles]
+#   benchmarks/gpu_run.sh OUT [warm calibrate tests sanitize conformance bench nets decoders peers tiles]
 #
 # Needs python3 with CuPy 14.2, NVRTC (cuda-bindings), pytest and, for the peers, PyTorch; compute-sanitizer on the PATH.
 # Nothing is installed. A failing part does not stop the others; the exit status counts the failed ones.
@@ -10,7 +10,7 @@ set -uo pipefail
 out=$(mkdir -p "$1" && cd "$1" && pwd)
 shift
 cd "$(dirname "$0")/.."
-parts=${*:-warm calibrate tests sanitize conformance bench nets}
+parts=${*:-warm calibrate tests sanitize conformance bench nets decoders}
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
 export GPU_CONV_CACHE="${GPU_CONV_CACHE:-$(mktemp -d)}"
 failed=0
@@ -55,6 +55,9 @@ bench() {
 }
 
 nets() { timeout 240 python3 benchmarks/nets.py --compile --output "$out/nets.json"; }
+
+# Transposed convolutions beside ordinary ones with as many products.
+decoders() { timeout 60 python3 benchmarks/decoders.py --batch 16 --output "$out/decoders.json"; }
 
 # torch.compile and JAX compile each layer anew, so the usual bench leaves them out.
 peers() {

@@ -245,3 +245,20 @@ def test_importing_the_package_loads_none_of_it() -> None:
     code = "import sys, gpu_conv; print([m for m in sys.modules if m.startswith(('gpu_conv.bench', 'matplotlib'))])"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]" and gpu_conv.tuned
+
+
+def test_decoders_beside_convolutions(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    import decoders
+
+    tiny = decoders.Decoder(4, 3, 5, 3, padding=1, output_padding=1)
+    transposed, forward = tiny.calls(np, "float32", 2)
+    assert transposed().shape == (2, 10, 10, 3)
+    assert forward().shape == (2, 5, 5, 4)
+    file = tmp_path / "decoders.json"
+    monkeypatch.setattr(decoders, "LAYERS", (tiny,))
+    monkeypatch.setattr(decoders, "has_gpu", lambda: False)
+    monkeypatch.setattr(decoders.sys, "argv", ["decoders.py", "--output", str(file)])
+    decoders.main()
+    (row,) = json.loads(file.read_text())["rows"]
+    assert row["ratio"] == pytest.approx(row["transposed"] / row["forward"], rel=0.01)

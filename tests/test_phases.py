@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import gpu_conv
+import gpu_conv.testing
 from gpu_conv import arguments, dispatch, phases
 from gpu_conv.cuda.targets import KNOWN_TARGETS
 from gpu_conv.emulator import Emulator
@@ -173,3 +174,19 @@ def test_no_zero_is_multiplied(last, always):
         reports = [Emulator("sm_80").run(s.launch, s.operands(call.operands)) for s in steps]
         products.append(sum(r.counters.mma for r in reports))
     assert 0 < products[0] <= products[1]
+
+
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("groups", [1, 3])
+@pytest.mark.parametrize("size", [(33,), (5, 40), (3, 4, 6)])
+def test_products_for_every_row_of_a_phase_on_numpy(size, groups, residual):
+    """A filter as large as its stride: the phases are 1x1 and write between each other's pixels."""
+    rng = np.random.default_rng(len(size))
+    channels, filters, axes = 4 * groups, 20 * groups, "dhw"[3 - len(size) :]
+    arrays = {"x": (2, *size, channels), "w": (channels, filters // groups, *[2] * len(size)), "bias": (filters,)}
+    if residual:
+        arrays["residual"] = (2, *(2 * n for n in size), filters)
+    made = {name: rng.standard_normal(shape, dtype=np.float32) for name, shape in arrays.items()}
+    options = {"strides": 2, "groups": groups, "input_layout": f"n{axes}c", "activation": "relu6"}
+    y = gpu_conv.conv_transpose(**made, **options)
+    gpu_conv.testing.assert_conv_close(y, **made, **options, transposed=True)

@@ -96,11 +96,16 @@ class Pointwise(Prepared):
             staged = work[: x[0].size].reshape(1, *x.shape[1:])
             pixels = self._matrices(staged)
         products = self._matrices(y) if direct else None
-        if products is None or not _unit(products, 3):
+        weights = self._weights
+        if direct and products is None and self._last and _unit(y, y.ndim - 1):
+            # Gaps between its pixels or rows, as in a phase of a transposed convolution: a product for each row.
+            pixels, products = self._rows(staged), self._rows(y)
+            weights = weights.reshape(len(weights), *[1] * (y.ndim - 4), *weights.shape[1:])
+        elif products is None or not _unit(products, 3):
             sums = scratch[: y[0].size].reshape(1, *y.shape[1:])
             products = self._matrices(sums)
         assert pixels is not None and products is not None  # what is copied has gaps no more
-        tiles = [(cycle(left), right, cycle(goal)) for left, right, goal in self._tiles(pixels, products)]
+        tiles = [(cycle(left), right, cycle(goal)) for left, right, goal in self._tiles(pixels, weights, products)]
         for source, target, block, *residual in zip(x, y, cycle(sums), *rest):
             if staged is not x:
                 yield from copying(staged[0], source, zero_point, self._last)
@@ -109,16 +114,16 @@ class Pointwise(Prepared):
                 yield partial(np.matmul, *operands, out=next(goal))
             yield from self._epilogue.steps(block, target, *residual)
 
-    def _tiles(self, pixels: Array, products: Array) -> Iterator[tuple[Array, Array, Array]]:
+    def _tiles(self, pixels: Array, weights: Array, products: Array) -> Iterator[tuple[Array, Array, Array]]:
         """What one call multiplies, and where to: pixels and products of all blocks, and weights."""
         if self._last:
-            yield from gemm.products(pixels, self._weights, products)
+            yield from gemm.products(pixels, weights, products)
             return
         terms, count = self.problem.in_per_group, pixels.shape[3]
         tile = gemm.piece(terms, self._filters, count) if terms * self._filters <= FIRST else count
         for part, size in gemm.evenly(count, tile):
             goal = split(products[..., part], 3, size).swapaxes(2, 3)
-            yield split(pixels[..., part], 3, size).swapaxes(2, 3), self._weights, goal
+            yield split(pixels[..., part], 3, size).swapaxes(2, 3), weights, goal
 
     def _matrices(self, blocks: Array) -> Array | None:
         """Per block and group, ``(pixels, c)`` with channels last, else ``(c, pixels)``; None if that is no view."""
@@ -126,6 +131,10 @@ class Pointwise(Prepared):
             return merged(blocks, 3, blocks.ndim)
         matrices = merged(blocks, 1, blocks.ndim - 2)
         return None if matrices is None else matrices.swapaxes(1, 2)
+
+    def _rows(self, blocks: Array) -> Array:
+        """Per block and group, ``(*rows, columns, c)``, channels last."""
+        return blocks.transpose(0, blocks.ndim - 2, *range(1, blocks.ndim - 2), blocks.ndim - 1)
 
 
 def _unit(matrices: Array, axis: int) -> bool:
