@@ -202,7 +202,7 @@ class Shape:
         return groups * strips * bands // 2, ceil(self.tile.rows / bands)
 
     def together(self, target: Target) -> int:
-        """Blocks that a multiprocessor holds with the fewest registers that 244 instantiations took without spills."""
+        """Blocks that a multiprocessor holds with the fewest registers that 788 instantiations took without spills."""
         shared = (target.shared_per_block + 1024) // (self.shared_bytes + 1024)
         _, rows = self.band
         low = 20 if rows == 1 and self.chain.stride == 2 else 0
