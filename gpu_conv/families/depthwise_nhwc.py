@@ -140,13 +140,6 @@ def plan(p: ConvProblem, target: Target, tile: Tile | None = None) -> Launch:
     blocks_per_band = -(-strips * (p.out_channels // vector) // THREADS)
     phase_rows = -(-out[1] // dilations[1])
     blocks = blocks_per_band * dilations[1] * out[0] * p.batch
-    # The compiler for sm_100 and later wants a few more too, and so does the error function of gelu.
-    gelu = p.activation is not None and p.activation.name == "gelu"
-    # Those for sm_80 to sm_89 spill 8 to 32 bytes of four channels of 3x3 at 128 registers.
-    ampere = 80 <= target.capability < 90 and (tile.rows, tile.vector, tile.stride) == (3, 4, 1)
-    min_blocks = max(1, tile.min_blocks - (p.residual is not None) - (target.capability >= 100) - gelu - ampere)
-    each = height(phase_rows, blocks * phase_rows, target.multiprocessors * min_blocks)
-    bands = -(-phase_rows // each)
     taps = three(p.w.strides[3:], 0)
     w_vector = (
         vector > 1
@@ -154,6 +147,15 @@ def plan(p: ConvProblem, target: Target, tile: Tile | None = None) -> Launch:
         and all(s % vector == 0 for s in taps)
         and p.w.align >= min(16, vector * ITEMSIZE[p.w.dtype])
     )
+    # The compiler for sm_100 and later wants a few more too, and so does the error function of gelu.
+    gelu = p.activation is not None and p.activation.name == "gelu"
+    # Those for sm_80 to sm_89 spill 8 to 32 bytes of four channels of 3x3 at 128 registers, and all of them 28 bytes
+    # where weights of bfloat16 are read one by one.
+    single = p.w.dtype == "bfloat16" and not w_vector
+    full = (tile.rows, tile.vector, tile.stride) == (3, 4, 1) and (80 <= target.capability < 90 or single)
+    min_blocks = max(1, tile.min_blocks - (p.residual is not None) - (target.capability >= 100) - gelu - full)
+    each = height(phase_rows, blocks * phase_rows, target.multiprocessors * min_blocks)
+    bands = -(-phase_rows // each)
     code, alpha, beta = activation_parameters(p.activation, p.accumulate)
     params = pack(
         PARAMS,

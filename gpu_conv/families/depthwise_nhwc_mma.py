@@ -29,6 +29,7 @@ STRIP = 8  # kStrip: columns
 LINE = 16  # kLine: bytes
 STAGES = 4  # kMostStages
 REGISTERS = 65536  # of a multiprocessor
+MOST_BLOCKS = 16  # of a multiprocessor of sm_86; others hold more
 LARGEST = 7  # filter: one register per tap
 
 
@@ -169,7 +170,7 @@ class _Cut:
         rest = (37 if self.p.residual is None else 53) + 4 * (self.p.strides[0] - 1)
         registers = self.p.filter[0] * self.p.filter[1] + 4 * self.live + 2 * self.p.filter[1] + rest
         warps = 4 * (REGISTERS // 128 // (ceil(registers / 8) * 8))  # each quarter of a multiprocessor has its own
-        return max(1, warps * 32 // self.threads)
+        return max(1, min(warps * 32 // self.threads, MOST_BLOCKS))
 
     def clocks(self, target: Target) -> float:
         """What the busiest multiprocessor takes: instructions and copies of all its blocks, or waves of lone walks."""

@@ -51,7 +51,7 @@ TILES: dict[bool, tuple[Tile, ...]] = {
         _tile(128, 128, 32, 64, 2, slab=128, stages=2),
         _tile(96, 128, 24, 64, 2),
         _tile(64, 128, 32, 64, 4),
-        _tile(64, 128, 32, 64, 4, split=True),
+        _tile(64, 128, 32, 64, 3, split=True),  # with 4, 8 to 16 bytes were spilled of two axes channels first
         _tile(64, 64, 32, 32, 4),
         _tile(64, 64, 32, 32, 4, split=True),
         _tile(48, 128, 24, 64, 4),

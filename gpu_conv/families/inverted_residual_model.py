@@ -51,6 +51,11 @@ class Chain:
         return self.depthwise.strides[0]
 
     @property
+    def has_gelu(self) -> bool:
+        """Whether the error function needs its registers before the last stage."""
+        return any(p.activation is not None and p.activation.name == "gelu" for p in (self.first, self.depthwise))
+
+    @property
     def bytes(self) -> int:
         """The fewest that device memory must move: input, output and filters, nothing between."""
         steps = [p for p in (self.expand, self.depthwise, self.project) if p]
@@ -207,6 +212,7 @@ class Shape:
         _, rows = self.band
         low = 20 if rows == 1 and self.chain.stride == 2 else 0
         registers = max(1.25 * self.kept + 34 + low, self.sums + 18 + 7 * rows) + (6 if self.tile.splits > 1 else 0)
+        registers += 20 if self.chain.has_gelu else 0
         return max(1, min(shared, 65536 // THREADS // (ceil(registers / 8) * 8), 6))
 
     def clocks(self, target: Target) -> float:
