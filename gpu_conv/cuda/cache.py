@@ -83,16 +83,15 @@ def _encode(key: str, facts: dict[str, object], cubin: bytes, ptx: bytes) -> byt
 
 
 def _decode(key: str, data: bytes) -> tuple[dict[str, object], bytes, bytes] | None:
-    start = len(_MAGIC)
-    digest, body = data[start : start + 32], data[start + 32 :]
-    if not data.startswith(_MAGIC) or hashlib.sha256(body).digest() != digest:
+    start = len(_MAGIC) + 32
+    if not data.startswith(_MAGIC) or hashlib.sha256(memoryview(data)[start:]).digest() != data[len(_MAGIC) : start]:
         return None
-    header, _, binary = body.partition(b"\n")
-    entry = json.loads(header)
+    end = data.index(b"\n", start) + 1
+    entry = json.loads(data[start:end])
     if entry["key"] != key:  # an intact entry under another's name
         return None
-    split = entry["cubin_bytes"]
-    return entry["facts"], binary[:split], binary[split:]
+    split = end + entry["cubin_bytes"]
+    return entry["facts"], data[end:split], data[split:]
 
 
 def _directory(create: bool = False) -> Path | None:

@@ -12,10 +12,12 @@ import re
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache as once
+from importlib.util import find_spec
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -132,11 +134,12 @@ def _slot(key: tuple[str, str, str]) -> _Slot:
 
 
 def _from_disk_or_nvrtc(source: str, name_expression: str, arch: str) -> Compiled:
+    for version in _versions():
+        key = cache.key(source, *OPTIONS, name_expression, arch, version)
+        if entry := cache.read(key):
+            facts, cubin, ptx = entry
+            return Compiled(name_expression, arch, cubin=cubin, ptx=ptx.decode(), **facts)  # type: ignore[arg-type]
     nvrtc, version = _nvrtc()
-    key = cache.key(source, *OPTIONS, name_expression, arch, version)
-    if entry := cache.read(key):
-        facts, cubin, ptx = entry
-        return Compiled(name_expression, arch, cubin=cubin, ptx=ptx.decode(), **facts)  # type: ignore[arg-type]
     start = time.perf_counter()
     lowered, cubin, ptx, log = _run_nvrtc(nvrtc, version, source, name_expression, arch)
     used = resources.Resources(0, 0, 0, 0) if arch.startswith(_VIRTUAL) else resources.parse(log)
@@ -150,6 +153,26 @@ def _from_disk_or_nvrtc(source: str, name_expression: str, arch: str) -> Compile
     )
     cache.write(key, facts, cubin, ptx)
     return Compiled(name_expression, arch, cubin=cubin, ptx=ptx.decode(), **facts)  # type: ignore[arg-type]
+
+
+def _versions() -> Iterator[str]:
+    """Those of NVRTC under which a kernel may be kept: of its wheel, then, if asked on, of the library that is loaded.
+
+    They are the same unless something else has loaded another library. Importing the binding takes 45 ms, as much as
+    all else that a network in a full cache needs before its kernels are read.
+    """
+    if version := _wheel_version():
+        yield version
+    yield _nvrtc()[1]
+
+
+@once
+def _wheel_version() -> str | None:
+    """The version that NVRTC's wheel has in a file name, ``"13.0"``; None without a wheel, or with several."""
+    package = find_spec("nvidia")
+    folders = package.submodule_search_locations if package else None
+    found = [path for folder in folders or () for path in Path(folder).glob("*/lib/libnvrtc-builtins.so.*")]
+    return found[0].name.partition(".so.")[2] if len(found) == 1 else None
 
 
 @once

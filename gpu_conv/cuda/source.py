@@ -37,8 +37,7 @@ def load(name: str, root: Path = KERNELS) -> str:
         path = root / name
         if not path.is_file():
             raise FileNotFoundError(f"{wanted_by} wants {name!r}, which is not in {root}")
-        # Only the line ends matter to #line, so the directive may go but its line must stay.
-        text = _PRAGMA_ONCE.sub("", path.read_text(encoding="utf-8"))
+        text = _text(path)
         parts, end = [f'#line 1 "kernels/{name}"\n'], 0
         for match in _INCLUDE.finditer(text):
             line = text.count("\n", 0, match.start()) + 1
@@ -48,3 +47,10 @@ def load(name: str, root: Path = KERNELS) -> str:
         return "".join([*parts, text[end:]])
 
     return expand(name, "the caller")
+
+
+@cache
+def _text(path: Path) -> str:
+    """A file without ``#pragma once``, read once for all kernels that include it."""
+    # Only the line ends matter to #line, so the directive may go but its line must stay.
+    return _PRAGMA_ONCE.sub("", path.read_text(encoding="utf-8"))

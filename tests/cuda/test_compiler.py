@@ -180,11 +180,42 @@ def test_text_instantiation_architecture_and_nvrtc_version_are_told_apart(runs, 
     for arguments in asked:
         compile(*arguments)
     assert runs == [arguments[1:] for arguments in asked]
-    nvrtc, _ = compiler._nvrtc()
+    nvrtc, version = compiler._nvrtc()
     monkeypatch.setattr(compiler, "_nvrtc", lambda: (nvrtc, "11.0"))
+    monkeypatch.setattr(compiler, "_wheel_version", lambda: None)
+    for found in (5, 5):  # compiled, then read
+        compiler._slots.clear()
+        compile(*asked[0])
+        assert len(runs) == found
+    monkeypatch.setattr(compiler, "_wheel_version", lambda: version)
     compiler._slots.clear()
-    compile(*asked[0])
-    assert len(runs) == 5
+    compile(tiny.TEXT, "tiny<float, 5>", "sm_80")  # under the version of the library that compiles
+    monkeypatch.setattr(compiler, "_wheel_version", lambda: None)
+    compiler._slots.clear()
+    compile(tiny.TEXT, "tiny<float, 5>", "sm_80")
+    assert len(runs) == 6
+
+
+def test_a_kernel_in_the_cache_is_read_without_the_binding(runs, monkeypatch):
+    if compiler._wheel_version() is None:
+        pytest.skip("NVRTC is not that of a wheel")
+    assert compiler._wheel_version() == compiler.nvrtc_version()
+    first = compile(tiny.TEXT, "tiny<float, 3>", "sm_80")
+    compiler._slots.clear()
+    monkeypatch.setattr(compiler, "_nvrtc", None)
+    assert compile(tiny.TEXT, "tiny<float, 3>", "sm_80") == first
+    assert len(runs) == 1
+
+
+@pytest.mark.parametrize("names, version", [((), None), (("cu13",), "13.4"), (("cu13", "cuda_nvrtc"), None)])
+def test_the_version_of_the_only_wheel_is_that_of_nvrtc(names, version, tmp_path, monkeypatch):
+    for name in names:
+        (tmp_path / "nvidia" / name / "lib").mkdir(parents=True)
+        for file in ("libnvrtc.so.13", "libnvrtc-builtins.so.13.4", "libnvrtc-builtins.alt.so.13.4"):
+            (tmp_path / "nvidia" / name / "lib" / file).touch()
+    monkeypatch.delitem(sys.modules, "nvidia", raising=False)
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    assert compiler._wheel_version.__wrapped__() == version
 
 
 def test_a_corrupt_entry_is_compiled_again_and_repaired(runs, own_cache):
