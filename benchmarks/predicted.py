@@ -136,7 +136,7 @@ def mobilenet_v2(figures: Mapping[str, static.Row], batch: int) -> dict[str, flo
 def _block(chain: Chain) -> float:
     target = KNOWN_TARGETS[ARCH]
     best = inverted_residual_model.tiles(chain, target)[0]
-    return NODE + inverted_residual_model.Shape(chain, best).clocks(target) / 1755
+    return NODE + inverted_residual_model.Shape(chain, best).clocks(target, best.splits) / 1755
 
 
 def _like(figures: Mapping[str, static.Row], p: ConvProblem) -> static.Row:

@@ -27,13 +27,16 @@ PARAMS = struct(
 )
 
 
+DTYPES = ("float16", "bfloat16")
+
+
 def refuses(chain: Chain, target: Target) -> str | None:
     """Why one launch cannot run the chain, or None."""
     steps = [p for p in (chain.expand, chain.depthwise, chain.project) if p]
     d = chain.depthwise
     if target.capability < 80:
         return f"needs compute capability 8.0, {target.arch} has less"
-    if d.x.dtype not in ("float16", "bfloat16") or any(p.y.dtype != d.x.dtype for p in steps):
+    if d.x.dtype not in DTYPES or any(p.y.dtype != d.x.dtype for p in steps):
         return f"computes float16 and bfloat16, got {d.x.dtype} -> {chain.project.y.dtype}"
     if d.rank != 2 or d.filter != (3, 3) or d.out_per_group != 1 or not d.is_depthwise or set(d.dilations) != {1}:
         return f"needs an undilated 3x3 depthwise convolution of multiplier 1, got filter {d.filter}, {d.groups} groups"
@@ -84,7 +87,7 @@ def plan(chain: Chain, target: Target, tile: Tile | None = None) -> Launch:
         template=(
             *(CTYPES[d.x.dtype], chain.in_channels, chain.out_channels, chain.stride, *flags, *codes),
             *(tile.rows, tile.columns, tile.slab, tile.pixel_warps, tile.splits > 1, shape.shared_bytes),
-            shape.together(target),
+            shape.together(target, tile.splits),
         ),
         grid=(shape.tiles[1] * tile.splits, shape.tiles[0], d.batch),
         block=(THREADS, 1, 1),

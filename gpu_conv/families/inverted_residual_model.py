@@ -34,28 +34,28 @@ class Chain:
     def first(self) -> ConvProblem:
         return self.expand or self.depthwise
 
-    @property
+    @cached_property
     def in_channels(self) -> int:
         return self.first.in_channels
 
-    @property
+    @cached_property
     def expanded(self) -> int:
         return self.depthwise.out_channels
 
-    @property
+    @cached_property
     def out_channels(self) -> int:
         return self.project.out_channels
 
-    @property
+    @cached_property
     def stride(self) -> int:
         return self.depthwise.strides[0]
 
-    @property
+    @cached_property
     def has_gelu(self) -> bool:
         """Whether the error function needs its registers before the last stage."""
         return any(p.activation is not None and p.activation.name == "gelu" for p in (self.first, self.depthwise))
 
-    @property
+    @cached_property
     def bytes(self) -> int:
         """The fewest that device memory must move: input, output and filters, nothing between."""
         steps = [p for p in (self.expand, self.depthwise, self.project) if p]
@@ -105,18 +105,21 @@ TILES = (
 
 @dataclass(frozen=True)
 class Shape:
-    """A chain cut into tiles: the sizes that ``ResidualTile`` in ``kernels/inverted_residual.cuh`` counts too."""
+    """A chain cut into tiles: the sizes that ``ResidualTile`` in ``kernels/inverted_residual.cuh`` counts too.
+
+    What is cached does not depend on ``tile.splits``: each shape is ranked with many.
+    """
 
     chain: Chain
     tile: Tile
 
-    @property
+    @cached_property
     def in_pixels(self) -> int:
         """Input pixels of a block, halo included."""
         rows, columns = ((n - 1) * self.chain.stride + 3 for n in (self.tile.rows, self.tile.columns))
         return rows * columns
 
-    @property
+    @cached_property
     def in_steps(self) -> int:
         """Of 16 input channels."""
         return ceil(self.chain.in_channels / 16)
@@ -129,34 +132,34 @@ class Shape:
     def slab_line(self) -> int:
         return line_bytes(self.tile.slab)
 
-    @property
+    @cached_property
     def slabs(self) -> int:
         return ceil(self.chain.expanded / self.tile.slab)
 
-    @property
-    def slabs_each(self) -> int:
-        """Of one block."""
-        return ceil(self.slabs / self.tile.splits)
-
-    @property
+    @cached_property
     def pixel_tiles(self) -> int:
         """Of 16 outputs, per warp."""
         return ceil(self.tile.pixels / (16 * self.tile.pixel_warps))
 
-    @property
+    @cached_property
     def channel_tiles(self) -> int:
         """Of 8 output channels, per warp."""
         return ceil(ceil(self.chain.out_channels / 8) / (8 // self.tile.pixel_warps))
 
-    @property
+    @cached_property
     def tiles(self) -> tuple[int, int]:
         """Blocks along the rows and columns of an image."""
         rows, columns = self.chain.project.out_spatial
         return ceil(rows / self.tile.rows), ceil(columns / self.tile.columns)
 
     @cached_property
+    def all_tiles(self) -> int:
+        """Of all images."""
+        return self.chain.project.batch * self.tiles[0] * self.tiles[1]
+
+    @property
     def blocks(self) -> int:
-        return self.chain.project.batch * self.tiles[0] * self.tiles[1] * self.tile.splits
+        return self.all_tiles * self.tile.splits
 
     @cached_property
     def weights(self) -> int:
@@ -188,55 +191,56 @@ class Shape:
     @property
     def ticket_bytes(self) -> int:
         """One ticket per tile."""
-        return 4 * ceil(self.blocks // self.tile.splits / LINE) * LINE if self.tile.splits > 1 else 0
+        return 4 * ceil(self.all_tiles / LINE) * LINE if self.tile.splits > 1 else 0
 
     @cached_property
     def kept(self) -> int:
         """Registers of a thread for sums and for filters of the expansion."""
         return self.sums + (8 * self.in_steps if self.chain.expand else 0)
 
-    def fits(self, target: Target) -> bool:
-        static = 16 if self.tile.splits > 1 else 0  # whether this block is the last of its tile
+    def fits(self, target: Target, splits: int = 1) -> bool:
+        """In shared memory and registers, with so many blocks for a tile."""
+        static = 16 if splits > 1 else 0  # whether this block is the last of its tile
         return self.shared_bytes + static <= target.shared_per_block and self.kept <= REGISTERS
 
-    @property
+    @cached_property
     def band(self) -> tuple[int, int]:
         """Units of the depthwise convolution in a slab, of two bands of rows each, and the rows of a band."""
         strips, groups = ceil(self.tile.columns / 8), self.tile.slab // 8
         bands = max(1, 16 // (groups * strips))
         return groups * strips * bands // 2, ceil(self.tile.rows / bands)
 
-    def together(self, target: Target) -> int:
+    def together(self, target: Target, splits: int) -> int:
         """Blocks that a multiprocessor holds with the fewest registers that 788 instantiations took without spills."""
         shared = (target.shared_per_block + 1024) // (self.shared_bytes + 1024)
         _, rows = self.band
         low = 20 if rows == 1 and self.chain.stride == 2 else 0
-        registers = max(1.25 * self.kept + 34 + low, self.sums + 18 + 7 * rows) + (6 if self.tile.splits > 1 else 0)
-        registers += 20 if self.chain.has_gelu else 0
+        more = (6 if splits > 1 else 0) + (20 if self.chain.has_gelu else 0)
+        registers = max(1.25 * self.kept + 34 + low, self.sums + 18 + 7 * rows) + more
         return max(1, min(shared, 65536 // THREADS // (ceil(registers / 8) * 8), 6))
 
-    def clocks(self, target: Target) -> float:
+    def clocks(self, target: Target, splits: int) -> float:
         """Predicted duration: what a multiprocessor issues, its blocks one after the other, or the memory."""
-        each = ceil(self.blocks / target.multiprocessors)
-        issue = self._instructions / _ISSUE
-        alone = issue + self.slabs_each * _SLAB_LATENCY
+        each, slabs = ceil(self.all_tiles * splits / target.multiprocessors), ceil(self.slabs / splits)
+        once, slab = self._instructions
+        issue = (once + slabs * slab) / _ISSUE
+        alone = issue + slabs * _SLAB_LATENCY
         memory = self.chain.bytes / (_BYTES * target.multiprocessors)
-        work = max(each * issue, ceil(each / self.together(target)) * alone, memory)
-        if self.tile.splits > 1:
-            work += _HAND_OVER + self.tile.splits * THREADS * self.sums * 4 / _READ
+        work = max(each * issue, ceil(each / self.together(target, splits)) * alone, memory)
+        if splits > 1:
+            work += _HAND_OVER + splits * THREADS * self.sums * 4 / _READ
         return _START + work
 
     @cached_property
-    def _instructions(self) -> float:
-        """Of warps, for one block; counted in what the compiler makes of each stage."""
+    def _instructions(self) -> tuple[float, float]:
+        """Of warps, for one block and for each of its slabs; counted in what the compiler makes of each stage."""
         tile, steps, out_chunks = self.tile, self.in_steps, self.chain.out_channels / 8
         expand = ceil(self.in_pixels / 16) * (tile.slab / 32) * (5 * steps + 60) + 130 if self.chain.expand else 0
         units, rows = self.band
         depthwise = units * (60 + 2 * ((rows - 1) * self.chain.stride + 3) + 20 * rows)
         products = tile.slab / 16 * (self.pixel_tiles + self.channel_tiles * (0.5 + self.pixel_tiles)) * 8
-        slab = expand + depthwise + products + self.weights / 512 * 12
         once = self.in_pixels * steps * 2 / 32 * 26 + tile.pixels * out_chunks / 32 * 22 + 32 * self.sums + 256
-        return once + self.slabs_each * slab
+        return once, expand + depthwise + products + self.weights / 512 * 12
 
 
 # Fitted to 558 times on an H100 (MobileNetV2 at batch 1, 32 and 256, cold L2, replayed as a graph) of this kernel when
@@ -261,16 +265,24 @@ def line_bytes(channels: int) -> int:
 @lru_cache(maxsize=1024)
 def slower(chain: Chain, target: Target) -> str | None:
     """Why separate launches are predicted to be faster than one; None if they are not."""
-    one = Shape(chain, tiles(chain, target)[0]).clocks(target)
+    tile = tiles(chain, target)[0]
+    one = Shape(chain, tile).clocks(target, tile.splits)
     steps = [p for p in (chain.expand, chain.depthwise, chain.project) if p]
+    if one <= sum(_moving(p, target) for p in steps):  # most chains: their products need not be predicted
+        return None
     apart = sum(_separate(p, target) for p in steps)
     return f"{one:.0f} clocks in one launch, {apart:.0f} in {len(steps)}" if one > apart else None
 
 
+def _moving(problem: ConvProblem, target: Target) -> float:
+    """The least clocks of a convolution in a launch of its own: those in which its bytes are moved."""
+    return problem.bytes / (_BYTES * target.multiprocessors) + _LAUNCH
+
+
 def _separate(problem: ConvProblem, target: Target) -> float:
     """Predicted clocks of one of the convolutions in a launch of its own."""
+    clocks = _moving(problem, target)
     problem = replace(problem, x=_channels_last(problem.x), y=_channels_last(problem.y))
-    clocks = problem.bytes / (_BYTES * target.multiprocessors) + _LAUNCH
     if pointwise.refuses(problem, target):
         return clocks
     demand = pointwise.demand_of(problem)
@@ -290,12 +302,12 @@ def _channels_last(tensor: Tensor) -> Tensor:
 @lru_cache(maxsize=1024)
 def tiles(chain: Chain, target: Target) -> tuple[Tile, ...]:
     """Those that fit, the shortest predicted time first. Only tiles that leave multiprocessors idle are split."""
-    found = []
+    found: list[tuple[float, Tile]] = []
     for shape in (Shape(chain, tile) for tile in TILES):
         if not shape.fits(target):
             continue
-        parts = sorted({ceil(shape.slabs / each) for each in range(1, shape.slabs)})  # two and more, none of them empty
-        cut = [Shape(chain, replace(shape.tile, splits=n)) for n in parts]
-        idle = [c for c in cut if c.blocks <= target.multiprocessors * c.together(target)]
-        found += [shape, *(c for c in idle if c.fits(target))]
-    return tuple(shape.tile for shape in sorted(found, key=lambda shape: shape.clocks(target)))
+        for splits in sorted({ceil(shape.slabs / each) for each in range(1, shape.slabs + 1)}):  # no part is empty
+            idle = shape.all_tiles * splits <= target.multiprocessors * shape.together(target, splits)
+            if splits == 1 or (idle and shape.fits(target, splits)):
+                found.append((shape.clocks(target, splits), replace(shape.tile, splits=splits)))
+    return tuple(tile for _, tile in sorted(found, key=lambda pair: pair[0]))

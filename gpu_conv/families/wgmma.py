@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 from ..launch import CTYPES, Launch, Target, TensorMap, pack, struct
 from ..problem import ITEMSIZE, ConvProblem
@@ -98,6 +99,7 @@ class _Axis:
     padding: int = 0
 
 
+@lru_cache(maxsize=64)  # three times per problem
 def _axes(p: ConvProblem) -> tuple[_Axis, _Axis, _Axis]:
     """Images, rows and columns. Where no filter mixes pixels, as many as possible become columns."""
     residual = (p.residual or p.y).strides

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from math import ceil
+from math import ceil, prod
 
 from ..launch import Target
 
@@ -117,20 +117,16 @@ class Demand:
         """The pixels of a tile: the powers of two that leave the fewest tiles, most square; None if none can."""
         return _box(self, tile.rows)
 
-    def possible(self, box: Pixels) -> bool:
-        """Whether a box can be fetched, and its outputs lie close enough."""
-        fetched = all(n * step <= _MOST for n, step in zip(box, self.steps, strict=True))
-        return fetched and sum(n * far for n, far in zip(box, self.reach, strict=True)) < _LIMIT - _MOST
-
-    def pixel_tiles(self, box: Pixels) -> int:
-        """Of a group, for one tile of channels."""
-        images, rows, columns = self.counts(box)
-        return images * rows * columns
-
     def counts(self, box: Pixels) -> Pixels:
         """Tiles along the axes of the pixels."""
         images, rows, columns = (ceil(n / side) for n, side in zip(self.pixels, box, strict=True))
         return images, rows, columns
+
+    def sides(self, axis: int, most: int) -> dict[int, tuple[int, int]]:
+        """Powers of two that the copy engine fetches along an axis: tiles, and how far apart outputs lie."""
+        n, step, far = self.pixels[axis], self.steps[axis], self.reach[axis]
+        found = [1 << i for i in range(most.bit_length()) if step << i <= _MOST]
+        return {side: (ceil(n / side), side * far) for side in found}
 
     def channel_tiles(self, tile: Tile) -> int:
         """Of a group."""
@@ -138,7 +134,7 @@ class Demand:
 
     def tiles(self, tile: Tile, box: Pixels) -> int:
         """All."""
-        return self.pixel_tiles(box) * self.channel_tiles(tile) * self.groups
+        return prod(self.counts(box)) * self.channel_tiles(tile) * self.groups
 
     @property
     def slabs(self) -> int:
@@ -148,10 +144,15 @@ class Demand:
 
 @lru_cache(maxsize=1024)
 def _box(d: Demand, pixels: int) -> Pixels | None:
-    sides = [1 << i for i in range(pixels.bit_length())]
-    boxes = [(pixels // (r * c), r, c) for r in sides for c in sides if r * c <= pixels]
-    possible = [box for box in boxes if d.possible(box)]
-    return min(possible, key=lambda box: (d.pixel_tiles(box), box[0], max(box[1:])), default=None)
+    images, rows, columns = (d.sides(axis, pixels) for axis in range(3))
+    found = []
+    for r, (row_tiles, row_far) in rows.items():
+        for c, (column_tiles, column_far) in columns.items():
+            n = pixels // (r * c)
+            if n in images and images[n][1] + row_far + column_far < _LIMIT - _MOST:
+                found.append((images[n][0] * row_tiles * column_tiles, n, max(r, c), r, c))
+    _, n, _, r, c = min(found, default=(0,) * 5)
+    return (n, r, c) if n else None
 
 
 def fitting(d: Demand, target: Target) -> list[Tile]:
