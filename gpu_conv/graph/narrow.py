@@ -57,11 +57,12 @@ def _weights(graph: Graph, dtype: np.dtype[Any]) -> None:
 
 
 def _rounded(node: Node, name: str, value: Host, dtype: np.dtype[Any]) -> Host:
-    with np.errstate(over="ignore"):
-        rounded = value.astype(dtype)
-    if np.isinf(rounded).any() and not np.isinf(value).any():
-        raise ModelError(f"{node}: {name!r} holds {np.abs(value).max():.3g}, which {dtype.name} cannot")
-    return rounded
+    try:
+        with np.errstate(over="raise"):  # of what was infinite before, NumPy says nothing
+            return value.astype(dtype)
+    except FloatingPointError as error:
+        largest = np.abs(value[np.isfinite(value)]).max()
+        raise ModelError(f"{node}: {name!r} holds {largest:.3g}, which {dtype.name} cannot") from error
 
 
 def _attributes(node: Node, dtype: np.dtype[Any]) -> None:

@@ -69,13 +69,16 @@ def to_array(tensor: onnx.TensorProto, folder: Path | None, budget: Budget, wher
         if not budget.limits.external_data:
             raise ModelError(f"{where}: its data is in a file of its own, which Limits(external_data=False) refuses")
         return np.frombuffer(_external(tensor, count * dtype.itemsize, folder, where), dtype).reshape(shape)
-    if tensor.HasField("raw_data"):
-        given, needed, unit = len(tensor.raw_data), count * dtype.itemsize, "bytes"
+    raw = tensor.raw_data if tensor.HasField("raw_data") else None  # protobuf copies it at every look
+    if raw is not None:
+        given, needed, unit = len(raw), count * dtype.itemsize, "bytes"
     else:
         field = _FIELDS.get(tensor.data_type, "int32_data")
         given, needed, unit = len(getattr(tensor, field)), count, "values"
     if given != needed:
         raise ModelError(f"{where}: shape {shape} of {dtype.name} needs {needed} {unit}, the file holds {given}")
+    if raw is not None:
+        return np.frombuffer(raw, dtype.newbyteorder("<")).astype(dtype, copy=False).reshape(shape)
     return np.asarray(numpy_helper.to_array(tensor), dtype).reshape(shape)
 
 
