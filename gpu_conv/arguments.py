@@ -17,7 +17,7 @@ import numpy as np
 from . import layout as layouts
 from . import options as opt
 from . import requantize as requantization
-from .arrays import Array, address, common_library, dtype_name, namespace, overlap
+from .arrays import Array, address, common_library, dtype_name, name_of, namespace, overlap
 from .dtypes import QUANTISED, Dtypes, kind, resolve
 from .epilogue import ACTIVATIONS, INTEGER_ACTIVATIONS, Activation
 from .geometry import Spatial
@@ -114,7 +114,7 @@ def prepare(
         geometry = spatial.forward(strides, padding, dilations, input_dilations)
 
     shape = (x6.shape[0], w6.shape[0] * w6.shape[1], *geometry.out_spatial)
-    user_shape = tuple(shape[a] for a in np.argsort(y_axes))
+    user_shape = tuple(shape[y_axes.index(a)] for a in range(nd + 2))
     if prod(user_shape) * ITEMSIZE[dtypes.out] > opt.LIMIT:
         raise ValueError(f"the output {user_shape} ({y_layout}) of {dtypes.out} exceeds 2^63 - 1 bytes")
     if allocate:
@@ -141,7 +141,7 @@ def prepare(
         dilations=geometry.dilations,
         input_dilations=geometry.input_dilations,
         accumulate=dtypes.accumulate,
-        bias=REQUANTIZATION if requantize is not None else None if bias1 is None else str(bias1.dtype.name),
+        bias=REQUANTIZATION if requantize is not None else None if bias1 is None else name_of(bias1.dtype),
         residual=None if residual6 is None else tensor(residual6),
         activation=_activation(activation, dtypes),
         x_zero_point=zero_points[0] is not None,
@@ -231,7 +231,7 @@ def tensor(view: Array) -> Tensor:
     itemsize = view.dtype.itemsize
     start = address(view)
     return Tensor(
-        str(view.dtype.name),
+        name_of(view.dtype),
         tuple(view.shape),
         layouts.settled(view.shape, [s // itemsize for s in view.strides]),
         min(16, start & -start) if start else 16,
@@ -259,7 +259,7 @@ def _output(
 def _same_as_output(array: Array, shape: tuple[int, ...], layout: str, dtype: str, name: str = "residual") -> Array:
     if tuple(array.shape) != shape:
         raise ValueError(f"{name} must have the shape of the output {shape} ({layout}), got {tuple(array.shape)}")
-    if array.dtype.name != dtype:
+    if name_of(array.dtype) != dtype:
         raise TypeError(f"{name} must have the dtype of the output, {dtype}, got {array.dtype}")
     return array
 
@@ -312,7 +312,7 @@ def _zero_point(name: str, value: Any, of: Array, channels: int, xp: Any) -> Arr
     if array.shape not in ((), (1,), (channels,)):
         wants = "a scalar" if channels == 1 else f"a scalar or ({channels},), one per output channel,"
         raise ValueError(f"{name} must be {wants} got the shape {tuple(array.shape)}")
-    if of.dtype.name not in QUANTISED:
+    if name_of(of.dtype) not in QUANTISED:
         raise TypeError(f"{name} needs int8 or uint8 inputs, got {of.dtype}")
     if on_gpu and array.dtype != of.dtype:
         raise TypeError(f"{name} on the GPU must have the dtype of its array, {of.dtype}, got {array.dtype}")

@@ -7,7 +7,7 @@ from typing import Any
 
 from . import execute
 from .arguments import Call, prepare
-from .arrays import Array, namespace, overlap
+from .arrays import Array, name_of, namespace, overlap
 from .borrow import Lent, borrow, untraced
 from .layer import Conv
 from .locks import new_lock
@@ -303,16 +303,16 @@ def _in_one_launch(
         return None
     if residual is not None and residual is not x:
         return None
-    calls: list[Call] = []
-    for step in steps:
-        last = {"residual": residual, "out": out} if step is steps[-1] else {"allocate": False}
-        calls.append(prepare(calls[-1].result if calls else x, **step, **last, rank=2))
     if where == "cpu":
+        calls = _calls(steps, x, residual, out)
         together = execute.chained(calls)
         return together and _Plan(together, {}, calls[-1])
     from .families import inverted_residual as fused  # here: `import gpu_conv` loads no kernel family
     from .families.inverted_residual_model import Chain, slower, tiles
 
+    if name_of(x.dtype) not in fused.DTYPES:  # before three calls are prepared: a float32 model has nothing but these
+        return None
+    calls = _calls(steps, x, residual, out)
     problems = [call.problem for call in calls]
     chain = Chain(problems[0] if len(problems) == 3 else None, problems[-2], problems[-1])
     target = execute.target_of(where)
@@ -321,3 +321,12 @@ def _in_one_launch(
     tile = tiles(chain, target)[0]
     run = execute.launched(fused.plan(chain, target, tile), where)
     return _Plan(run, filters.pack_chain(calls, chain, tile), calls[-1])
+
+
+def _calls(steps: list[Step], x: Array, residual: Array | None, out: Array | None) -> list[Call]:
+    """The steps as calls; what lies between them has no memory."""
+    calls: list[Call] = []
+    for step in steps:
+        last = {"residual": residual, "out": out} if step is steps[-1] else {"allocate": False}
+        calls.append(prepare(calls[-1].result if calls else x, **step, **last, rank=2))
+    return calls

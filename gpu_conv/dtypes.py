@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .arrays import Array, dtype_name
+from .arrays import Array, dtype_name, name_of
 from .problem import ITEMSIZE
 from .requantize import default_dtype
 
@@ -34,12 +34,12 @@ def resolve(x: Array, w: Array, out_dtype: Any, out: Array | None, precision: An
         raise ValueError(f"precision must be one of {PRECISIONS}, got {precision!r}")
     if out_dtype is not None:
         try:
-            od = np.dtype(out_dtype).name
+            od = name_of(np.dtype(out_dtype))
         except TypeError:
             raise TypeError(f"out_dtype={out_dtype!r} is not a dtype") from None
     else:
         default = default_dtype(requantize, xd) if requantize is not None else "int32" if xd in QUANTISED else xd
-        od = out.dtype.name if out is not None else default
+        od = name_of(out.dtype) if out is not None else default
     if requantize is not None and not {xd, od} <= set(QUANTISED):
         raise TypeError(f"requantize takes int8 and uint8 to int8 or uint8, got {xd} to {od}")
     wanted = kind(xd)
