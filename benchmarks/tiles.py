@@ -23,7 +23,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import astuple, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -150,7 +150,7 @@ class Bench:
         sets = self._of_chain(task.problem) if chain else self._of_problem(task.problem)
         for kernel, tile, launch in found.candidates:
             operands = [one(tile) for one in sets] if chain else [dict(one.arrays) for one in sets]
-            entry: list[Any] = [kernel, tile and astuple(tile)]
+            entry: list[Any] = [kernel, tile and list(tile)]
             try:
                 calls = [self.ready(launch, 0).bind(one) for one in operands]
                 operands[0]["y"].fill(math.nan)

@@ -135,7 +135,7 @@ def _chosen(choice: Choice, problem: ConvProblem, target: Target) -> Row | None:
             if choice.tile is None:
                 return candidate
             for tile in candidate.tiles(problem, target):
-                if vars(tile) == choice.tile:
+                if tile._asdict() == choice.tile:
                     return replace(candidate, plan=partial(candidate.plan, tile=tile))
     return None
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import product
 from math import gcd
-from typing import Any
+from typing import Any, NamedTuple
 
 from .problem import ITEMSIZE, ConvProblem, Tensor
 
@@ -43,8 +43,7 @@ def split(problem: ConvProblem) -> tuple[Phase, ...]:
     return tuple(_phase(problem, axes) for axes in product(*(_axis(problem, a) for a in range(problem.rank))))
 
 
-@dataclass(frozen=True)
-class _Axis:
+class _Axis(NamedTuple):
     """Outputs of one axis that read the same taps."""
 
     outputs: slice

@@ -186,10 +186,10 @@ class Candidate:
     launch: Launch
 
     def facts(self) -> dict[str, Any]:
-        return {"kernel": self.kernel, "tile": self.tile and asdict(self.tile)}
+        return {"kernel": self.kernel, "tile": self.tile and self.tile._asdict()}
 
     def __str__(self) -> str:
-        tile = self.tile and " ".join(str(int(v)) for v in vars(self.tile).values())
+        tile = self.tile and " ".join(str(int(v)) for v in self.tile)
         return f"{self.kernel} {tile}" if tile else self.kernel
 
 

@@ -19,8 +19,9 @@ class Row:
         refuses: legality: why this kernel cannot run the problem on the target, one line for the user; None if it can.
             Preference is not its business: that is the order of the table, and ``dispatch.PASSED_OVER``.
         plan: the launch for a problem that is not refused; where there are ``tiles``, one may follow as third argument.
-        tiles: dataclasses, all that can run the problem, the best predicted first: ``plan`` takes that by itself. Empty
-            where the family has no choice.
+        tiles: named tuples (made in a third of the time of frozen dataclasses: 0.4 ms less per class when a process
+            begins), all that can run the problem, the best predicted first: ``plan`` takes that by itself. Empty where
+            the family has no choice.
     """
 
     name: str

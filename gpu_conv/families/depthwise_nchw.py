@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from ..launch import Launch, Target, pack, struct
 from ..problem import ITEMSIZE, ConvProblem, Tensor
@@ -31,8 +31,7 @@ PARAMS = struct(
 )
 
 
-@dataclass(frozen=True)
-class Strip:
+class Strip(NamedTuple):
     """What one thread of ``depthwise_nchw`` computes, for filters up to a size.
 
     Attributes:

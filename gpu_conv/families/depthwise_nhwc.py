@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from ..launch import Launch, Target, pack, struct
 from ..problem import ITEMSIZE, ConvProblem
@@ -32,8 +32,7 @@ PARAMS = struct(
 )
 
 
-@dataclass(frozen=True)
-class Tile:
+class Tile(NamedTuple):
     """What one thread of ``depthwise_nhwc`` computes, for filters up to a size.
 
     Attributes:

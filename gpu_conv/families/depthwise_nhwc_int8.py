@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from ..launch import CTYPES, Launch, Target, pack, struct
 from ..problem import ITEMSIZE, ConvProblem
@@ -31,8 +31,7 @@ VECTOR = 4  # channels of a word
 LARGEST_GATHERED = 5  # a larger filter does not compile without spills if its bytes are loaded one by one
 
 
-@dataclass(frozen=True)
-class Tile:
+class Tile(NamedTuple):
     """What one thread computes, for filters up to a size.
 
     Attributes:

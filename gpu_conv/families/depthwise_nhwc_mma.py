@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from math import ceil
+from typing import NamedTuple
 
 from ..launch import Launch, Target, pack, struct
 from ..problem import ConvProblem
@@ -33,8 +34,7 @@ MOST_BLOCKS = 16  # of a multiprocessor of sm_86; others hold more
 LARGEST = 7  # filter: one register per tap
 
 
-@dataclass(frozen=True)
-class Tile:
+class Tile(NamedTuple):
     """Outputs of one block, at most.
 
     Attributes:

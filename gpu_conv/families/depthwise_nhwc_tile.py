@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from ..launch import Launch, Target, pack, struct
 from ..problem import ITEMSIZE, ConvProblem
@@ -34,8 +34,7 @@ BANK_LINE = 128  # bytes of all banks of shared memory
 LARGEST = 7  # filter
 
 
-@dataclass(frozen=True)
-class Tile:
+class Tile(NamedTuple):
     """Outputs of one block: channels, columns and rows, as threads times what a thread computes.
 
     Attributes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from ..epilogue import Activation
 from ..launch import CTYPES, Launch, Target, pack, struct
@@ -82,8 +82,7 @@ def refuses(p: ConvProblem, target: Target) -> str | None:
     return None
 
 
-@dataclass(frozen=True)
-class _Axis:
+class _Axis(NamedTuple):
     """One spatial axis, with the sizes of the problem and the strides of the tensors."""
 
     size: int = 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from math import ceil
+from typing import NamedTuple
 
 from ..launch import Target
 from ..layout import contiguous_strides
@@ -62,8 +63,7 @@ class Chain:
         return self.first.x.nbytes + self.project.y.nbytes + sum(p.w.nbytes for p in steps)
 
 
-@dataclass(frozen=True)
-class Tile:
+class Tile(NamedTuple):
     """What a block computes.
 
     Attributes:
@@ -309,5 +309,5 @@ def tiles(chain: Chain, target: Target) -> tuple[Tile, ...]:
         for splits in sorted({ceil(shape.slabs / each) for each in range(1, shape.slabs + 1)}):  # no part is empty
             idle = shape.all_tiles * splits <= target.multiprocessors * shape.together(target, splits)
             if splits == 1 or (idle and shape.fits(target, splits)):
-                found.append((shape.clocks(target, splits), replace(shape.tile, splits=splits)))
+                found.append((shape.clocks(target, splits), shape.tile._replace(splits=splits)))
     return tuple(tile for _, tile in sorted(found, key=lambda pair: pair[0]))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import Enum
+from typing import NamedTuple
 
 
 class Engine(Enum):
@@ -14,8 +14,7 @@ class Engine(Enum):
     TENSOR_CORES_ZERO_POINTS = 2
 
 
-@dataclass(frozen=True)
-class Tile:
+class Tile(NamedTuple):
     """The template ``Tile``: what one block computes and how.
 
     Attributes:

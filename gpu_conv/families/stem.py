@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from math import ceil
+from typing import NamedTuple
 
 from ..launch import CTYPES, Launch, Target, pack, struct
 from ..problem import ITEMSIZE, ConvProblem
@@ -34,8 +34,7 @@ _REGISTERS = 56  # of a thread beside the filter
 _REGISTERS_BLACKWELL = 72  # what ptxas takes for sm_120, where 56 spill
 
 
-@dataclass(frozen=True)
-class Tile:
+class Tile(NamedTuple):
     """Output rows of a block: many share input rows, few make more blocks."""
 
     rows: int

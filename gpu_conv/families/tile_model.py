@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import lru_cache
 from math import ceil
+from typing import NamedTuple
 
 from ..launch import Target
 
 
-@dataclass(frozen=True)
-class Tile:
+class Tile(NamedTuple):
     """The template ``Tile``: what one block computes.
 
     Attributes:
@@ -73,8 +72,7 @@ class Tile:
         return f"Tile<{', '.join(map(str, (*numbers, *more)))}>"
 
 
-@dataclass(frozen=True)
-class Demand:
+class Demand(NamedTuple):
     """One convolution, as far as the choice of a tile depends on it. Pairs are rows and columns.
 
     Attributes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 from ..launch import CTYPES, Launch, Target, pack, struct
 from ..problem import ITEMSIZE, ConvProblem, Tensor
@@ -32,8 +33,7 @@ STEP = 16  # columns of x in one product
 _OUTPUTS = ("float16", "bfloat16", "float32")
 
 
-@dataclass(frozen=True)
-class Tile:
+class Tile(NamedTuple):
     """How a filter is compiled.
 
     Attributes:
@@ -369,8 +369,7 @@ class _Geometry:
         return _Split(self.images * (1 if self.tall else bands), bands, band, groups, chunks, per_warp)
 
 
-@dataclass(frozen=True)
-class _Split:
+class _Split(NamedTuple):
     """How the images of a channel are cut into streams, and these dealt to warps: the parameters of the same names."""
 
     streams: int

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 from ..launch import CTYPES, Launch, Target, TensorMap, pack, struct
 from ..problem import ITEMSIZE, ConvProblem
@@ -84,8 +84,7 @@ def tiles(p: ConvProblem, target: Target) -> list[Tile]:
     return fitting(demand_of(p), target)
 
 
-@dataclass(frozen=True)
-class _Axis:
+class _Axis(NamedTuple):
     """Images, rows or columns: sizes of x and of the output, strides, and how the filter moves along it."""
 
     size: int

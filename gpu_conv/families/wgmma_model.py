@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import lru_cache
 from math import ceil, prod
+from typing import NamedTuple
 
 from ..launch import Target
 
@@ -18,8 +18,7 @@ _MOST = 256  # elements of a side of a box
 Pixels = tuple[int, int, int]  # images, rows, columns
 
 
-@dataclass(frozen=True)
-class Tile:
+class Tile(NamedTuple):
     """The template ``Tile``: what one block computes.
 
     Attributes:
@@ -84,8 +83,7 @@ TILES = (
 _SPARE, _SPARE_COSTLY = 32, 64
 
 
-@dataclass(frozen=True)
-class Demand:
+class Demand(NamedTuple):
     """One convolution, as far as the choice of a tile depends on it.
 
     Attributes:

@@ -207,7 +207,7 @@ def test_a_kernel_in_the_cache_is_read_without_the_binding(runs, monkeypatch):
     assert len(runs) == 1
 
 
-@pytest.mark.parametrize("names, version", [((), None), (("cu13",), "13.4"), (("cu13", "cuda_nvrtc"), None)])
+@pytest.mark.parametrize(("names", "version"), [((), None), (("cu13",), "13.4"), (("cu13", "cuda_nvrtc"), None)])
 def test_the_version_of_the_only_wheel_is_that_of_nvrtc(names, version, tmp_path, monkeypatch):
     for name in names:
         (tmp_path / "nvidia" / name / "lib").mkdir(parents=True)

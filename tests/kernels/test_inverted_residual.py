@@ -1,6 +1,5 @@
 """The kernel of inverted residuals in the emulator, against the three convolutions in float64."""
 
-from dataclasses import replace
 from math import ceil
 
 import numpy as np
@@ -47,13 +46,13 @@ def test_tiles(i):
 def test_blocks_that_share_the_slabs(splits, arch, options):
     """Parts of one and two slabs, the last one not full, several tiles."""
     channels = (72, 72, 16) if "expand" in options else (16, 72, 16)
-    launch, _, _ = run(block((9, 12), channels, **options), tile=replace(SMALL, splits=splits), arch=arch)
+    launch, _, _ = run(block((9, 12), channels, **options), tile=SMALL._replace(splits=splits), arch=arch)
     assert launch.grid[0] % splits == 0
 
 
 def test_split_sums_are_rounded_once():
     made = block((9, 12), (24, 136, 24), exact=False, residual=True, activation="relu")
-    run(made, tile=replace(SMALL, splits=5), exact=False)
+    run(made, tile=SMALL._replace(splits=5), exact=False)
 
 
 @pytest.mark.parametrize("number", BLOCKS)
@@ -140,14 +139,14 @@ def test_nan_in_one_pixel(splits):
     """It reaches the outputs whose window holds it, and no others; ``run`` compares which are NaN."""
     made = block((9, 9), (16, 40, 16), exact=False, residual=True)
     made.x[0, 3, 6, 5] = np.nan
-    _, _, out = run(made, tile=replace(SMALL, splits=splits), exact=False)
+    _, _, out = run(made, tile=SMALL._replace(splits=splits), exact=False)
     assert np.isnan(out[0, 2:5, 5:8]).all()
     assert np.isnan(out).sum() == 9 * 16
 
 
 def test_every_schedule_gives_the_same(seed):
     made = block((8, 8), (16, 72, 16), exact=False, residual=True)
-    for tile in (SMALL, replace(SMALL, splits=3)):
+    for tile in (SMALL, SMALL._replace(splits=3)):
         assert len({run(made, tile=tile, exact=False, seed=s)[2].tobytes() for s in (None, seed)}) == 1
 
 
@@ -248,4 +247,4 @@ def test_planted_bugs_are_found(name, monkeypatch):
 def test_planted_bugs_of_a_split_are_found(name, monkeypatch):
     plant(monkeypatch, "inverted_residual.cu", *SPLIT_BUGS[name])
     with pytest.raises((EmulationError, AssertionError)):
-        run(block((5, 8), (16, 72, 16), batch=2, residual=True), tile=replace(SMALL, splits=3))
+        run(block((5, 8), (16, 72, 16), batch=2, residual=True), tile=SMALL._replace(splits=3))
