@@ -214,8 +214,8 @@ class Shape:
         """Blocks that a multiprocessor holds with the fewest registers that 788 instantiations took without spills."""
         shared = (target.shared_per_block + 1024) // (self.shared_bytes + 1024)
         _, rows = self.band
-        low = 20 if rows == 1 and self.chain.stride == 2 else 0
-        more = (6 if splits > 1 else 0) + (20 if self.chain.has_gelu else 0)
+        low = 20 if self.chain.stride == 2 and (rows == 1 or self.kept > 56) else 0
+        more = (10 if splits > 1 else 0) + (20 if self.chain.has_gelu else 0)
         registers = max(1.25 * self.kept + 34 + low, self.sums + 18 + 7 * rows) + more
         return max(1, min(shared, 65536 // THREADS // (ceil(registers / 8) * 8), 6))
 
