@@ -51,7 +51,7 @@ TILES: dict[bool, tuple[Tile, ...]] = {
         _tile(128, 128, 32, 64, 2, slab=128, stages=2),
         _tile(96, 128, 24, 64, 2),
         _tile(64, 128, 32, 64, 4),
-        _tile(64, 128, 32, 64, 3, split=True),  # with 4, 8 to 16 bytes were spilled of two axes channels first
+        _tile(64, 128, 32, 64, 4, split=True),
         _tile(64, 64, 32, 32, 4),
         _tile(64, 64, 32, 32, 4, split=True),
         _tile(48, 128, 24, 64, 4),
@@ -63,6 +63,9 @@ TILES: dict[bool, tuple[Tile, ...]] = {
         _few(32, 32, split=True),
     ),
 }
+
+# What takes the place of a tile where several axes are padded: with 4 blocks, 8 to 16 bytes were spilled.
+ROOMY = {_tile(64, 128, 32, 64, 4, split=True): _tile(64, 128, 32, 64, 3, split=True)}
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,8 @@ class Convolution(Demand):
 
     @property
     def choices(self) -> tuple[Tile, ...]:
-        return TILES[self.pixels_in_rows]
+        found = TILES[self.pixels_in_rows]
+        return found if self.axes == 1 else tuple(ROOMY.get(tile, tile) for tile in found)
 
     @property
     def rereads(self) -> int:
