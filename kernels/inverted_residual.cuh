@@ -73,6 +73,7 @@ struct ResidualTile {
 // Pixels of a tile that a thread moves, one chunk of 16 bytes of every so many: where they lie changes by constants.
 template <int COLUMNS, int PIXELS, int CHUNKS, int THREADS, class Move>
 DEVICE void for_each_pixel(Move move) {
+    static_assert(CHUNKS <= THREADS, "a thread takes one chunk of a pixel");
     constexpr int kStep = THREADS / CHUNKS;
     const int first = threadIdx.x / CHUNKS, chunk = threadIdx.x % CHUNKS;
     int row = first / COLUMNS, column = first % COLUMNS;

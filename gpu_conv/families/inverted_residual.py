@@ -10,7 +10,8 @@ from ..launch import CTYPES, Launch, Target, pack, struct
 from .direct import INT32_LIMIT, activation_parameters
 from .inverted_residual_model import THREADS, Chain, Shape, Tile, tiles
 
-MOST_IMAGES = 65535  # the third axis of a grid
+MOST = 65535  # blocks along the second and third axis of a grid: rows of tiles and images
+MOST_CHANNELS = 8 * THREADS  # of a pixel, 16 bytes for each thread of a block
 
 PARAMS = struct(
     "InvertedResidualParams",
@@ -25,7 +26,6 @@ PARAMS = struct(
         ("beta", "float64", 3),
     ],
 )
-
 
 DTYPES = ("float16", "bfloat16")
 
@@ -54,8 +54,10 @@ def refuses(chain: Chain, target: Target) -> str | None:
         return "adds its input, which has another shape than the output"
     if max(chain.first.x.size, chain.project.y.size) // max(1, d.batch) >= INT32_LIMIT or not chain.project.y.size:
         return "counts the elements of an image in 32 bits, from 1"
-    if d.batch > MOST_IMAGES:
-        return f"a launch takes {MOST_IMAGES} images, got {d.batch}"
+    if max(chain.in_channels, chain.out_channels) > MOST_CHANNELS:
+        return f"moves up to {MOST_CHANNELS} channels of a pixel, got {chain.in_channels} -> {chain.out_channels}"
+    if max(d.batch, d.out_spatial[0]) > MOST:
+        return f"a launch takes {MOST} images and rows of the output, got {d.batch} and {d.out_spatial[0]}"
     if not tiles(chain, target):
         return f"keeps sums and filters in registers: too many channels for {target.arch}"
     return None

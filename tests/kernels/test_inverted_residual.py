@@ -190,6 +190,10 @@ def test_refusals():
     assert "stride 1 or 2" in reason(strides=3)
     assert "multiples" in reason(channels=(12, 32, 8)) or "8 channels" in reason(channels=(12, 32, 8))
     assert "too many channels" in reason(channels=(1024, 32, 8))
+    assert "up to 2048 channels" in reason(channels=(8, 32, 2056))
+    assert "up to 2048 channels" in reason(channels=(2056, 2056, 8), expand=False)
+    assert "65535 images and rows" in reason(size=(1, 1), channels=(8, 8, 8), batch=65536)
+    assert "65535 images and rows" in reason(size=(65536, 1), channels=(8, 8, 8))
 
 
 BUGS = {
