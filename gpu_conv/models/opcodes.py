@@ -76,7 +76,7 @@ def interpret(stream: BinaryIO) -> Any:
             machine.step(opcode.name, argument)
     except WeightsError:
         raise
-    except (ValueError, LookupError, TypeError, OverflowError) as error:  # how pickletools reports damage
+    except (ValueError, LookupError, TypeError, OverflowError, Warning) as error:  # how pickletools reports damage
         raise WeightsError(f"the pickle is damaged: {error}") from error
     raise WeightsError("the pickle has no end")
 
