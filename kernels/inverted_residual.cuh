@@ -172,7 +172,8 @@ DEVICE void expand(unsigned char* shared, uint32 base, int weights, const uint16
     }
 }
 
-// Eight columns of a band of rows, of which a lane has column g. All bands but the last are cut from kBandRows rows.
+// Eight columns of a band of rows, of which a lane has column g. Bands differ by a row at most; kBandRows is the
+// larger number, and a shorter band computes a row of the next one in vain.
 template <class Tile>
 struct ResidualStream {
     int column, first_row, rows;

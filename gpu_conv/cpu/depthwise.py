@@ -18,7 +18,7 @@ import numpy as np
 from ..problem import ConvProblem
 from .epilogue import Epilogue
 from .prepared import Prepared, Step, not_a_gemm
-from .scratch import Array, Workspace, aligned
+from .scratch import Array, Workspace, aligned_copy
 from .staging import Staged, Staging
 from .views import strided, working_order
 
@@ -171,9 +171,7 @@ def _pieces(problem: ConvProblem, weights: Array, carrier: np.dtype[Any], phases
             taps = packed[..., first::taps_apart, :]
             repeated = np.broadcast_to(taps[..., np.newaxis, :], (*taps.shape[:-1], width, taps.shape[-1]))
             step = taps_apart * d // phases
-            flat = aligned(repeated.shape, carrier)
-            flat[...] = repeated
-            flat = flat.reshape(*taps.shape[:-1], -1)
+            flat = aligned_copy(repeated, carrier).reshape(*taps.shape[:-1], -1)
             yield _Piece(part, width, first * d % phases, first * d // phases, step, flat, first > 0)
 
 

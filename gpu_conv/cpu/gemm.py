@@ -20,13 +20,13 @@ from .scratch import Array
 from .views import split
 
 SMALL = 1_000_000  # multiply-adds of a product up to which operands are not packed
-STRIP = 64  # filters that a kernel multiplies at once, four vectors: 160 take 1.1 of the time of 64
+STRIP = 64  # filters that a kernel multiplies at once, four vectors: 160 take 1.2 of the time of 64
 WIDEST = 192  # filters of a panel, whose pixels are read once
 NEAR = 40_000  # weights of a panel that is wider than a strip: 49 pixels by 320 terms take 0.85 of the time with 64
 NARROWEST = 32  # below it the vectors of a product are half empty
 WEIGHTS = 100_000  # of a panel: with fewer than ten pixels in a piece the filters are read too often
 CACHED = 1 << 21  # bytes of weights, about an L2 cache: 49 by 1536 by 512 else takes 1.4 of the time
-THREADS = 2  # of BLAS up to which small products, each on one thread, are faster: dense layers 1.9 of onnxruntime, 3.1
+THREADS = 2  # of BLAS up to which small products, each on one thread, win: dense layers 2.1 of onnxruntime, not 3.1
 FEW = 16  # pixels of a product below which packing is no matter
 
 

@@ -14,7 +14,7 @@ from ..problem import ConvProblem
 from . import gemm
 from .epilogue import Epilogue
 from .prepared import Prepared, Step, not_a_gemm
-from .scratch import Array, Workspace, aligned
+from .scratch import Array, Workspace, aligned_copy
 from .staging import copying
 from .views import channels_are_last, cut, even_part, merged, split, working_order
 
@@ -43,9 +43,7 @@ class Pointwise(Prepared):
             self._filters = gemm.panel(problem.in_per_group, self._filters, prod(problem.out_spatial))
         # (g, panels, o, c): a panel is a matrix, its transpose where channels come last.
         panels = weights.reshape(problem.groups, -1, self._filters, problem.in_per_group)
-        panels = panels.swapaxes(2, 3) if self._last else panels
-        self._weights = aligned(panels.shape, carrier)
-        self._weights[...] = panels
+        self._weights = aligned_copy(panels.swapaxes(2, 3) if self._last else panels, carrier)
         pixels = zip(problem.out_spatial, problem.strides, strict=True)
         read = tuple(slice(0, (n - 1) * s + 1, s) for n, s in pixels)
         self._read = read if any(s > 1 for s in problem.strides) else None

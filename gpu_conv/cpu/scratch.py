@@ -44,6 +44,13 @@ def aligned(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
     return np.ndarray(shape, dtype, block, -start % _LINE)
 
 
+def aligned_copy(view: Array, dtype: np.dtype[Any]) -> Array:
+    """The elements of a view, converted, in such an array."""
+    copy = aligned(view.shape, dtype)
+    copy[...] = view
+    return copy
+
+
 class Workspace(Generic[Frame]):
     """The working arrays of one layer, in the block of the calling thread.
 
