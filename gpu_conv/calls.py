@@ -9,7 +9,7 @@ from .arguments import Call, prepare
 from .arrays import Array, address
 from .borrow import ARRAYS, borrow, untraced
 from .locks import new_lock
-from .plan import Plan, array_key, on_current_gpu, option_key
+from .plan import Plan, array_key, at_home, option_key
 
 _PLANS = 4096  # plans of calls on CuPy arrays, kept for the next call of the same geometry
 _plans: dict[Any, Plan] = {}
@@ -26,7 +26,7 @@ def run(options: dict[str, Any], device: str | None, kernel: str | None, **opera
         operator: ``rank`` and ``transposed`` of ``arguments.prepare``.
     """
     arrays = tuple(options.get(name) for name in ARRAYS)
-    if on_current_gpu(*arrays):
+    if at_home(*arrays) == "cupy":
         return _on_gpu(arrays, options, device, kernel, operator)
     with borrow(options) as lent:
         call = prepare(**lent.arguments, **operator, empty=lent.empty)

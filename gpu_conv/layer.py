@@ -11,7 +11,7 @@ from .arrays import Array
 from .borrow import Lent, borrow, untraced
 from .locks import new_lock
 from .packing import Filters
-from .plan import Plan, array_key, on_current_gpu
+from .plan import Plan, array_key, at_home
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -50,8 +50,8 @@ class Conv:
     @untraced
     def __call__(self, x: Array, *, residual: Array | None = None, out: Array | None = None) -> Array:
         """The result as :func:`gpu_conv.conv` gives it, written into ``out`` if given."""
-        if on_current_gpu(x, residual, out):
-            plan = self._plans.get(_key("cupy", "cuda", x, residual, out))
+        if kind := at_home(x, residual, out):
+            plan = self._plans.get(_key(kind, execute.device_of(kind, self._device), x, residual, out))
             if plan is not None:
                 return plan(x, residual, out)
         with borrow({"x": x, "residual": residual, "out": out}) as lent:
@@ -103,4 +103,4 @@ def _arrays(lent: Lent) -> tuple[Array, Array | None, Array | None]:
 
 def _key(kind: str, where: execute.Device, x: Array, residual: Array | None, out: Array | None) -> tuple[Any, ...]:
     number = x.data.device_id if where == "cuda" else None
-    return kind, where, number, array_key(x), array_key(residual), array_key(out)
+    return kind, where, number, *(array_key(array, where) for array in (x, residual, out))

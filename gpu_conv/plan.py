@@ -17,20 +17,24 @@ _PLAIN = (int, str, type(None))
 Empty = Any  # (shape, dtype) -> array
 
 
-def on_current_gpu(x: Any, *others: Any) -> bool:
-    """Whether these are CuPy arrays, or None, and x is on the current device: nothing to convert or enter."""
-    cupy = sys.modules.get("cupy")
-    if cupy is None or type(x) is not cupy.ndarray:
-        return False
+def at_home(x: Any, *others: Any) -> str | None:
+    """The library of these arrays (others may be None) where nothing is to convert or enter: NumPy, the current GPU."""
+    kind, cupy = type(x), sys.modules.get("cupy")
+    if kind is not np.ndarray and (cupy is None or kind is not cupy.ndarray):
+        return None
     for array in others:
-        if array is not None and type(array) is not cupy.ndarray:
-            return False
-    return bool(x.data.device_id == cupy.cuda.runtime.getDevice())
+        if array is not None and type(array) is not kind:
+            return None
+    if cupy is None or kind is np.ndarray:
+        return "numpy"
+    return "cupy" if x.data.device_id == cupy.cuda.runtime.getDevice() else None
 
 
-def array_key(array: Array | None) -> tuple[Any, ...] | None:
-    """All of an array that a plan depends on."""
-    return None if array is None else (array.shape, array.strides, array.dtype, address(array) & 15)
+def array_key(array: Array | None, device: execute.Device = "cuda") -> tuple[Any, ...] | None:
+    """All of an array that a plan depends on; kernels take vectors where the address allows it."""
+    if array is None:
+        return None
+    return array.shape, array.strides, array.dtype, None if device == "cpu" else address(array) & 15
 
 
 def option_key(options: Mapping[str, Any]) -> tuple[Any, ...] | None:

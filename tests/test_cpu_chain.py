@@ -74,7 +74,7 @@ def test_random_chains_exactly(seed: int, monkeypatch: pytest.MonkeyPatch) -> No
     rng = np.random.default_rng(seed)
     monkeypatch.setattr(chain, "LARGE", 0)
     monkeypatch.setattr(chain, "ROWS", int(rng.choice([1, 60, 400, 100_000])))
-    monkeypatch.setattr(chain, "WIDE", int(rng.choice([1, 128])))
+    monkeypatch.setattr(depthwise, "WIDE", int(rng.choice([1, 128])))
     monkeypatch.setattr(depthwise, "BLOCK", int(rng.choice([40, 1 << 17])))
     done = 0
     while done < 4:

@@ -23,7 +23,6 @@ from .views import channels_are_last, even_part
 
 LARGE = 1 << 17  # elements of the first result from which it pays: 5 % of 28x28x192, 20 % of 56x56x144
 ROWS = 100_000  # elements of the first result that are computed for a block: 2 % of MobileNetV2
-WIDE = 128  # channels below which strided columns go to planes of their own: it costs no copy here
 
 Layer = tuple[ConvProblem, Array, "Array | None"]  # filter and bias as ``cpu.prepare`` takes them
 Size = tuple[int, int]
@@ -123,9 +122,7 @@ class Chain:
             y = _image(problem.y, made)
             residual = y if problem.residual else None
             part = replace(problem, x=_image(problem.x, read), y=y, residual=residual, padding=padding)
-            strategy: Any = Pointwise if problem.is_pointwise else Im2col
-            if layer == 1:
-                strategy = partial(Depthwise, wide=WIDE)
+            strategy: Any = Depthwise if layer == 1 else Pointwise if problem.is_pointwise else Im2col
             self._parts[key] = strategy(part, w, bias, np.dtype(problem.accumulate))
         return self._parts[key]
 

@@ -66,7 +66,7 @@ class FlatShift(Prepared):
     def _steps(self, x: Array, y: Array, residual: Array | None, zero_point: Array | None) -> Iterator[Step]:
         staged, scratch = self._workspace()
         for i in range(self.problem.batch):
-            planes = (yield from self._staging.steps(x, i, staged, zero_point))[:, :, 0]
+            planes = (yield from self._staging.steps(x[i], staged, zero_point))[:, :, 0]
             for start in range(0, self.problem.groups, self._channels):
                 part = slice(start, min(start + self._channels, self.problem.groups))
                 for o, epilogue in enumerate(self._epilogues):

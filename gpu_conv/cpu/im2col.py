@@ -85,7 +85,7 @@ class Im2col(Prepared):
     def _steps(self, x: Array, y: Array, residual: Array | None, zero_point: Array | None) -> Iterator[Step]:
         staged, known, scratch = self._workspace()
         for i in range(self.problem.batch):
-            images = yield from self._staging.steps(x, i, staged, zero_point)
+            images = yield from self._staging.steps(working_order(x[i], self._last), staged, zero_point)
             target = working_order(y[i], self._last)
             rest = None if residual is None else working_order(residual[i], self._last)
             for block in known if images is staged.work else self._blocks(images[0], *scratch):

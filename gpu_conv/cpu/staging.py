@@ -1,11 +1,11 @@
-"""Input side: one image at a time, padded, cropped and converted, in the axis order that a strategy works in.
+"""Input side: an image, or some rows of it, padded, cropped and converted, in the axis order of a strategy.
 
 Only what the outputs read is staged. Where nothing has to be padded or converted, the image itself is used.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -15,7 +15,6 @@ import numpy as np
 from ..problem import ConvProblem
 from .prepared import Step
 from .scratch import Array, Spec
-from .views import cut, working_order
 
 
 def copying(goal: Array, source: Array, zero_point: Array | None, channels_last: bool) -> Iterator[Step]:
@@ -66,19 +65,21 @@ class _Axis:
 
 @dataclass(frozen=True)
 class Staged:
-    """Working memory for one image.
+    """Working memory for what is staged of one image.
 
     Attributes:
         work: ``(phases, *shape)`` in working order.
-        parts: of each phase, the elements of x, the view that takes them, and the views around it, which are zero.
+        borders: zero what lies around the elements of x.
+        parts: of each phase, which elements of x it holds, and the view that takes them, in working order.
     """
 
     work: Array
-    parts: list[tuple[tuple[slice, ...], Array, list[Array]]]
+    borders: list[Step]
+    parts: list[tuple[tuple[slice, ...], Array]]
 
 
 class Staging:
-    """Padding, cropping and conversion of one input.
+    """Padding, cropping and conversion of one input, or of the part of it that some rows of the output read.
 
     Args:
         problem: what is convolved; input dilations must be 1.
@@ -88,25 +89,41 @@ class Staging:
             one tap of a strided convolution reads then lie side by side.
         dense: whether the last axes must lie in memory without gaps: last spatial axis and channels with
             ``channels_last``, all spatial axes otherwise.
+        rows: which outputs along the first of several spatial axes; all by default. Later rows come into the working
+            memory of the first, whose other borders they share.
     """
 
     def __init__(
-        self, problem: ConvProblem, carrier: np.dtype[Any], channels_last: bool, phases: int = 1, dense: bool = True
+        self,
+        problem: ConvProblem,
+        carrier: np.dtype[Any],
+        channels_last: bool,
+        phases: int = 1,
+        dense: bool = True,
+        rows: slice | None = None,
     ) -> None:
-        geometry = zip(
-            problem.in_spatial, problem.out_spatial, problem.strides, problem.filter, problem.dilations, strict=True
-        )
+        first, *others = [slice(n) for n in problem.out_spatial]
+        wanted = [slice(0, first.stop) if rows is None else rows, *others]
         self._axes = [
-            _Axis(size, (out - 1) * s + (k - 1) * d + 1, lo)
-            for (size, out, s, k, d), (lo, _) in zip(geometry, problem.padding, strict=True)
+            _Axis(size, (out.stop - (start := out.start or 0) - 1) * s + (k - 1) * d + 1, lo - start * s)
+            for size, out, s, k, d, (lo, _) in zip(
+                problem.in_spatial,
+                wanted,
+                problem.strides,
+                problem.filter,
+                problem.dilations,
+                problem.padding,
+                strict=True,
+            )
         ]
         self._carrier, self._last, self._phases, self._dense = carrier, channels_last, phases, dense
-        *rows, columns = (a.length for a in self._axes)
-        padded, channels = (*rows, -(-columns // phases)), problem.x.shape[1:3]
+        self._follows = rows is not None and rows.start > 0
+        *lead, columns = (a.length for a in self._axes)
+        padded, channels = (*lead, -(-columns // phases)), problem.x.shape[1:3]
         self.shape = (*padded, *channels) if channels_last else (*channels, *padded)
         inside = phases == 1 and all(axis.inside for axis in self._axes)
         self._as_is = inside and problem.x.dtype == carrier.name and not problem.x_zero_point
-        self._read = None if all(a.read == slice(0, a.size) for a in self._axes) else [a.read for a in self._axes]
+        self._read = self._index(axis.read for axis in self._axes)
 
     @property
     def spec(self) -> Spec:
@@ -114,24 +131,25 @@ class Staging:
         return ((0,) if self._as_is and not self._dense else (self._phases, *self.shape)), self._carrier
 
     def frame(self, work: Array) -> Staged:
-        """Working memory and its views."""
-        return Staged(work, [self._part(work[p], p) for p in range(self._phases)] if work.ndim > 1 else [])
+        """Working memory, what clears its borders, and its views."""
+        staged = Staged(work, [], [])
+        for p in range(self._phases if work.ndim > 1 else 0):
+            self._add_phase(staged, p)
+        return staged
 
-    def steps(self, x: Array, i: int, staged: Staged, zero_point: Array | None) -> Generator[Step, None, Array]:
-        """Image i of the batch x ``(n, g, c, *spatial)``: x itself where possible, else ``staged.work`` filled.
+    def steps(self, image: Array, staged: Staged, zero_point: Array | None) -> Generator[Step, None, Array]:
+        """An image in working order: itself where possible, else ``staged.work`` filled.
 
         Returns:
             ``(phases, *self.shape)``.
         """
-        image = x[i]
         if self._as_is:
-            view = working_order(image if self._read is None else cut(image, self._read), self._last)
+            view = image[self._read]
             if not self._dense or self._is_dense(view):
                 return view[np.newaxis]
-        for read, interior, around in staged.parts:
-            for border in around:
-                yield partial(border.fill, 0)
-            yield from copying(interior, working_order(cut(image, read), self._last), zero_point, self._last)
+        yield from staged.borders
+        for read, interior in staged.parts:
+            yield from copying(interior, image[read], zero_point, self._last)
         return staged.work
 
     def _is_dense(self, view: Array) -> bool:
@@ -144,14 +162,18 @@ class Staging:
             wanted *= view.shape[axis]
         return True
 
-    def _part(self, plane: Array, p: int) -> tuple[tuple[slice, ...], Array, list[Array]]:
+    def _index(self, spatial: Iterable[slice]) -> tuple[slice, ...]:
+        """Spatial positions of an image in working order."""
+        return tuple(spatial) if self._last else (slice(None), slice(None), *spatial)
+
+    def _add_phase(self, staged: Staged, p: int) -> None:
+        plane = staged.work[p]
         *rows, columns = self._axes
         pairs = [*(axis.phase(0, 1) for axis in rows), columns.phase(p, self._phases)]
-        around = []
-        for axis, (_, target) in enumerate(pairs, 0 if self._last else 2):
+        for axis, (_, target) in enumerate(pairs[: 1 if self._follows else None], 0 if self._last else 2):
             before = (slice(None),) * axis
             for border in (slice(0, target.start), slice(target.stop, plane.shape[axis])):
                 if border.start < border.stop:
-                    around.append(plane[(*before, border)])
-        goal = (*(() if self._last else (slice(None),) * 2), *(target for _, target in pairs))
-        return tuple(source for source, _ in pairs), plane[goal], around
+                    staged.borders.append(partial(plane[(*before, border)].fill, 0))
+        goal = plane[self._index(target for _, target in pairs)]
+        staged.parts.append((self._index(source for source, _ in pairs), goal))
