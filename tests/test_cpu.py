@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 
 from gpu_conv import Conv, arguments, cpu, reference
+from gpu_conv.cpu import scratch
+from gpu_conv.cpu.col2im import Col2im
 from gpu_conv.cpu.exact import carried
 from gpu_conv.cpu.general import General
 from gpu_conv.cpu.phases import Phases
@@ -111,6 +113,10 @@ def random_call(rng):
     return arguments.prepare(x, w, bias, out=out, **options)
 
 
+def transposed(x, w, **options):
+    return arguments.prepare(x, w, transposed=True, **options)
+
+
 TINY = {
     "im2col": {"COLUMNS": 40, "PIXELS": 7, "NARROW": 2},
     "gemm": {"SMALL": 30, "STRIP": 2, "WIDEST": 4, "NARROWEST": 2, "NEAR": 8, "WEIGHTS": 12, "CACHED": 40, "FEW": 3}
@@ -118,6 +124,7 @@ TINY = {
     "pointwise": {"BLOCK": 12, "FIRST": 12},
     "depthwise": {"BLOCK": 40, "RUN": (5, 20), "ROW": 30, "WIDE": 3},
     "flat": {"BLOCK": 60},
+    "col2im": {"BLOCK": 50},
     "epilogue": {"TILE": 30},
     "scratch": {"KEEP": 4000},
 }
@@ -134,6 +141,57 @@ def test_every_strategy_on_random_calls(seed, blocks, monkeypatch):
         call.result[...] = np.nan if call.result.dtype.kind not in "iu" else 55
         run(prepared, call)
         assert_close(call.operands["y"], call.problem, call.operands)
+
+
+def random_transposed(rng):
+    """A call whose input is dilated, with one or two spatial axes and everything that moves or crops the result."""
+    rank, dtype = int(rng.integers(1, 3)), str(rng.choice(["float32", "float32", "float16", "int8"]))
+    axes = "n" + "hw"[2 - rank :] + "c"
+    n, c, o = (int(rng.integers(1, high)) for high in (3, 9, 5))
+    size, filter_ = (tuple(map(int, rng.integers(1, high, rank))) for high in (7, 6))
+    pads = [(int(lo), int(hi)) for lo, hi in rng.integers(-2, 7, (rank, 2))]
+    x, w = integers(rng, (n, *size, c), dtype), integers(rng, (o, c, *filter_), dtype)
+    options = {
+        "input_dilations": tuple(map(int, rng.permutation([int(rng.integers(2, 4)), int(rng.integers(1, 4))])[:rank])),
+        "dilations": tuple(map(int, rng.choice([1, 1, 2], rank))),
+        "padding": pads,
+        "activation": [None, "relu"][rng.integers(2)],
+        "x_zero_point": 2 if dtype == "int8" else 0,
+    }
+    bias = integers(rng, (o,), "int32" if dtype == "int8" else dtype) if rng.random() < 0.7 else None
+    result = arguments.prepare(x, w, bias, input_layout=axes, **options).result
+    residual = integers(rng, result.shape, result.dtype) if rng.random() < 0.3 else None
+    return arguments.prepare(x, w, bias, input_layout=axes, residual=residual, **options)
+
+
+@pytest.mark.parametrize("blocks", ["whole", "tiny"])
+@pytest.mark.parametrize("seed", range(40))
+def test_transposed_convolutions_as_one_product(seed, blocks, monkeypatch):
+    for module in ("col2im", "gemm") if blocks == "tiny" else ():
+        for name, value in TINY[module].items():
+            monkeypatch.setattr(f"gpu_conv.cpu.{module}.{name}", value)
+    rng, done = np.random.default_rng(seed), 0
+    while done < 5:
+        call = random_transposed(rng)
+        if Col2im.refuses(call.problem):
+            continue
+        weights, carrier = carried(call.problem, call.operands["w"], None)
+        prepared = Col2im(call.problem, weights, call.operands["bias"], carrier)
+        scratch.thread_block().fill(255)  # NaN
+        call.result[...] = np.nan if call.result.dtype.kind == "f" else 55
+        run(prepared, call)
+        assert_close(call.operands["y"], call.problem, call.operands)
+        done += 1
+
+
+def test_decoders_are_one_product_and_others_phases():
+    def strategy(c, o, k, layout="nhwc"):
+        x = np.ones((1, 8, 8, c) if layout == "nhwc" else (1, c, 8, 8), np.float32)
+        w = np.ones((c, o, k, k), np.float32)
+        return next(s for s, no in cpu.explain(transposed(x, w, strides=2, input_layout=layout).problem) if no is None)
+
+    assert strategy(64, 32, 4) == strategy(64, 32, 3) == strategy(56, 1, 9) == "matmul_col2im"
+    assert strategy(64, 32, 2) == strategy(32, 64, 4) == strategy(64, 32, 4, "nchw") == "phases"
 
 
 @pytest.mark.parametrize("case", CASES[::7], ids=str)

@@ -99,12 +99,12 @@ class Prepared(ABC):
         return y.dtype == self.carrier and (residual is None or not np.may_share_memory(y, residual))
 
 
-def not_a_gemm(problem: ConvProblem) -> str | None:
-    """Why fast multiplication of floats cannot compute the problem."""
+def not_a_gemm(problem: ConvProblem, dilated: bool = False) -> str | None:
+    """Why fast multiplication of floats cannot compute the problem, whose input must be dilated or must not be."""
     if problem.y.size == 0 or problem.taps == 0:
         return "nothing is multiplied"
-    if any(d > 1 for d in problem.input_dilations):
-        return "the input is dilated"
+    if any(d > 1 for d in problem.input_dilations) is not dilated:
+        return "the input is not dilated" if dilated else "the input is dilated"
     if problem.x.dtype not in _FAST:
         return f"{problem.x.dtype} products have no fast path in NumPy"
     return None
