@@ -96,9 +96,9 @@ def explain(
         >>> print(gpu_conv.explain((1, 8, 16, 16), (8, 1, 3, 3), groups=8, padding=1))
         1 x 8 -> 8 channels, 16x16 -> 16x16, filter 3x3, float32 -> float32, groups 8, padding ((1, 1), (1, 1))
           device   cpu
-          -> depthwise_flat     chosen
+          -> depthwise_rows     chosen
           work     0.0369 MFLOP, at least 0.0167 MB moved
-          scratch  0.029 MB
+          scratch  0.0269 MB
     """
     # Zeros, not empty: the NumPy engine looks for infinite weights. The system hands them out untouched.
     arrays = [a if a is None or hasattr(a, "dtype") else np.zeros(a, np.dtype(dtype)) for a in (x, w, bias)]
