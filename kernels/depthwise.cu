@@ -1,12 +1,14 @@
 // Depthwise convolution with every size at run time: any filter, strides, dilations, layout; 1 to 3 spatial axes.
 //
-// Thread: VEC channels x TW columns of one output row. The filter is walked row by row in chunks of kChunk taps; with
-// WINDOW (stride 1 along the columns) the TW + kChunk - 1 inputs of a chunk are loaded once and serve all its taps.
-// Columns of a thread lie `dilation` apart, so that dilated taps meet the same window. Block: 128 threads on
-// consecutive tiles: channels fastest if CHANNELS_FAST, else columns. No shared memory. Traffic per product: (TW +
-// kChunk - 1) / (TW * kChunk) loads of x through L1 with WINDOW, 1 without; 1 / TW of w. Limits: fewer than 2^31 tiles;
-// the span of one row of x and y below 2^31 elements; VEC > 1 needs channels side by side in x and y, and every other
-// stride a multiple of VEC.
+// Thread: VEC channels x TW columns of one output row. The filter is walked row by row in chunks of CHUNK taps. With
+// WINDOW (stride 1 along the columns) the inputs of a chunk stay in registers and serve all its taps; the next chunk
+// loads CHUNK columns more. Columns of a thread lie `dilation` apart, so that dilated taps meet the same window. Block:
+// 128 threads on consecutive tiles: channels fastest if CHANNELS_FAST, else columns, of which a load takes ALONG. No
+// shared memory. Traffic per product of a row of K taps: (TW - 1 + K) / (TW * K) elements of x through L1 with WINDOW,
+// 1 without; 1 / TW of w, VEC at a time with FILTER_FAST. Limits: fewer than 2^31 tiles; the span of one row of x and y
+// below 2^31 elements; VEC > 1 needs channels side by side in x and y, and every other stride a multiple of VEC; ALONG
+// > 1 needs the same of the columns of x, and rows of whole vectors, undilated; FILTER_FAST needs it of the channels of
+// w.
 #include "epilogue.cuh"
 
 struct DepthwiseParams {
@@ -30,13 +32,16 @@ struct DepthwiseParams {
 static_assert(sizeof(DepthwiseParams) == 280, "gpu_conv/families/depthwise.py packs this struct");
 
 constexpr int kDepthwiseThreads = 128;
-constexpr int kChunk = 4;
 
-template <class T, class B, class Y, int VEC, int TW, bool CHANNELS_FAST, bool WINDOW, int ACT>
-__global__ void __launch_bounds__(kDepthwiseThreads, 4)
+template <class T, class B, class Y, int VEC, int TW, int CHUNK, int ALONG, bool CHANNELS_FAST, bool FILTER_FAST,
+          bool WINDOW, int ACT>
+__global__ void __launch_bounds__(kDepthwiseThreads, TW* VEC > 16 ? 3 : 4)
     depthwise(const T* x, const T* w, const B* bias, const Y* residual, const int32*, const int32*, Y* y, void*,
               const DepthwiseParams p) {
-    constexpr int kColumns = WINDOW ? TW + kChunk - 1 : TW;
+    constexpr int kKept = WINDOW ? ALONG > 1 ? TW : TW - 1 : 0;  // columns that the next chunk reads too
+    constexpr int kColumns = WINDOW ? kKept + CHUNK : TW;
+    static_assert(ALONG == 1 || (WINDOW && VEC == 1 && TW % ALONG == 0 && CHUNK % ALONG == 0),
+                  "whole vectors of columns");
     const int64 index = int64(blockIdx.x) * kDepthwiseThreads + threadIdx.x;
     if (index >= p.tiles) return;
     int rest = int(index);
@@ -77,31 +82,44 @@ __global__ void __launch_bounds__(kDepthwiseThreads, 4)
             if (h < 0 || h >= p.in[1]) continue;
             const T* const x_row = x_image + (d * p.x_strides[2] + h * p.x_strides[3]);
             const T* const w_row = filter + (kd * p.w_strides[2] + kr * p.w_strides[3]);
-            for (int first = 0; first < p.filter[2]; first += kChunk) {
-                float in[kColumns][VEC];
-                const auto load_columns = [&](int s) {
-                    const int from = w0 + s * p.dilations[2];
-                    const T* const at = x_row + from * p.x_strides[4];
+            float in[kColumns][VEC];
+            const auto load_columns = [&](int begin, int end, int tap) {
+                const int from = w0 + tap * p.dilations[2];
+                const T* const at = x_row + from * p.x_strides[4];
 #pragma unroll
-                    for (int j = 0; j < kColumns; j++) {
-                        Vector<T, VEC> v = zero_vector<T, VEC>();
-                        if (uint32(from + j * pitch) < uint32(p.in[2])) v = load<T, VEC>(at + int64(x_pitch) * j);
-                        unpack(v, in[j]);
-                    }
-                };
-                if constexpr (WINDOW) load_columns(first);
+                for (int j = begin; j < end; j += ALONG) {
+                    Vector<T, VEC * ALONG> v = zero_vector<T, VEC * ALONG>();
+                    if (uint32(from + j * pitch) < uint32(p.in[2])) v = load<T, VEC * ALONG>(at + int64(x_pitch) * j);
 #pragma unroll
-                for (int s = 0; s < kChunk; s++) {
+                    for (int i = 0; i < VEC * ALONG; i++) in[j + i / VEC][i % VEC] = element<float>(v, i);
+                }
+            };
+            // Taps before the first, which are skipped: the columns of the first tap begin a vector of x.
+            const int early = ALONG > 1 ? -p.padding[2] & (ALONG - 1) : 0;
+            if constexpr (WINDOW) load_columns(0, kKept, -early);
+            for (int first = -early; first < p.filter[2]; first += CHUNK) {
+                if constexpr (WINDOW) load_columns(kKept, kColumns, first);
+#pragma unroll
+                for (int s = 0; s < CHUNK; s++) {
                     if (first + s >= p.filter[2]) break;
-                    if constexpr (!WINDOW) load_columns(first + s);
+                    if (s < ALONG - 1 && first + s < 0) continue;
+                    if constexpr (!WINDOW) load_columns(0, TW, first + s);
+                    Vector<T, FILTER_FAST ? VEC : 1> together;
+                    if constexpr (FILTER_FAST) together = load<T, VEC>(w_row + (first + s) * w_tap);
 #pragma unroll
                     for (int i = 0; i < VEC; i++) {
-                        const float tap = fetch<float>(w_row + ((first + s) * w_tap + i * w_group));
+                        const float tap = FILTER_FAST ? element<float>(together, i)
+                                                      : fetch<float>(w_row + ((first + s) * w_tap + i * w_group));
 #pragma unroll
                         for (int t = 0; t < TW; t++) {
                             sum[t][i] = multiply_add(in[WINDOW ? t + s : t][i], tap, sum[t][i]);
                         }
                     }
+                }
+#pragma unroll
+                for (int j = 0; j < kKept; j++) {
+#pragma unroll
+                    for (int i = 0; i < VEC; i++) in[j][i] = in[j + CHUNK][i];
                 }
             }
         }

@@ -6,9 +6,10 @@ The rows from the most special to ``depthwise``, the host half of ``kernels/dept
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from ..launch import Launch, Target, pack, struct
-from ..problem import ITEMSIZE, ConvProblem
+from ..problem import ITEMSIZE, ConvProblem, Tensor
 from . import (
     Row,
     depthwise_common,
@@ -45,30 +46,64 @@ PARAMS = struct(
     ],
 )
 
-# (channels, columns) of one thread of ``depthwise``; the first whose channels are side by side, aligned and enough.
-TILES = ((4, 4), (2, 4), (1, 8))
+
+class Tile(NamedTuple):
+    """What one thread computes: channels x columns, so many taps at a time; x is loaded ``along`` columns at once."""
+
+    channels: int
+    columns: int
+    chunk: int
+    along: int
 
 
-def _tile(p: ConvProblem) -> tuple[int, int]:
+# The first that fits is taken.
+TILES = (Tile(4, 4, 4, 1), Tile(2, 4, 4, 1), Tile(1, 8, 4, 1))
+# From LONG taps along undilated columns on: wide windows, for whose products loads are few. Machine instructions and
+# 128-byte wavefronts of L1 per 256 products of a warp in the inner loop, float32 on sm_90a: 440 and 32 for the first
+# tile, 526 and 80 for the third; the first and the last of TILES take 696 and 128, 880 and 288.
+LONG = 9
+LONG_TILES = (
+    Tile(2, 16, 8, 1), Tile(2, 8, 8, 1), Tile(1, 16, 8, 4), Tile(1, 8, 8, 4), Tile(1, 8, 8, 1),
+)  # fmt: skip
+
+
+def _tile(p: ConvProblem) -> Tile:
+    tiles = LONG_TILES if p.strides[-1] == 1 and p.filter[-1] >= LONG else TILES
+    return next(tile for tile in tiles if _fits(p, tile))
+
+
+def _fits(p: ConvProblem, tile: Tile) -> bool:
+    """Whether vectors of the tile are side by side and aligned, and its columns not half empty."""
     tensors = [t for t in (p.x, p.y, p.residual) if t is not None]
+    columns = -(-p.out_spatial[-1] // _column_step(p))
+    channels = tile.channels == 1 or (
+        p.out_per_group == 1
+        and p.groups % tile.channels == 0
+        and all(t.strides[1] == 1 for t in tensors)
+        and all(_whole(t, (t.strides[0], *t.strides[3:]), tile.channels) for t in tensors)
+    )
+    along = tile.along == 1 or (
+        p.dilations[-1] == 1
+        and p.x.strides[-1] == 1
+        and p.in_spatial[-1] % tile.along == 0
+        and _whole(p.x, p.x.strides[:2] + p.x.strides[3:-1], tile.along)
+    )
+    return channels and along and (tile.columns < 16 or columns > 8)
 
-    def fits(vector: int) -> bool:
-        return vector == 1 or (
-            p.out_per_group == 1
-            and p.groups % vector == 0
-            and all(t.strides[1] == 1 for t in tensors)
-            and all(s % vector == 0 for t in tensors for s in (t.strides[0], *t.strides[3:]))
-            and all(t.align >= min(16, vector * ITEMSIZE[t.dtype]) for t in tensors)
-        )
 
-    return next(tile for tile in TILES if fits(tile[0]))
+def _whole(tensor: Tensor, strides: tuple[int, ...], vector: int) -> bool:
+    """Whether all these steps lead from vector to vector, the first of which is aligned."""
+    return all(s % vector == 0 for s in strides) and tensor.align >= min(16, vector * ITEMSIZE[tensor.dtype])
+
+
+def _filter_fast(p: ConvProblem, tile: Tile) -> bool:
+    """Whether the channels of a thread are one vector of the filter."""
+    return tile.channels > 1 and p.w.strides[0] == 1 and _whole(p.w, p.w.strides[3:], tile.channels)
 
 
 def _tiles(p: ConvProblem) -> int:
-    vector, width = _tile(p)
-    step = _column_step(p)
-    columns = p.out_spatial[-1]
-    return p.y.size // columns // vector * (-(-columns // (width * step)) * step)
+    tile, step, columns = _tile(p), _column_step(p), p.out_spatial[-1]
+    return p.y.size // columns // tile.channels * (-(-columns // (tile.columns * step)) * step)
 
 
 def _column_step(p: ConvProblem) -> int:
@@ -96,8 +131,8 @@ def _axes(p: ConvProblem) -> Iterator[tuple[int, int, int, int, tuple[int, int]]
 
 def plan(p: ConvProblem, target: Target) -> Launch:
     """The launch for a problem with at least one output element."""
-    vector, width = _tile(p)
-    channels_fast = vector > 1 or 0 < abs(p.y.strides[1]) <= abs(p.y.strides[-1])
+    tile = _tile(p)
+    channels_fast = tile.channels > 1 or 0 < abs(p.y.strides[1]) <= abs(p.y.strides[-1])
     residual = p.residual or p.y
     tiles = _tiles(p)
     code, alpha, beta = activation_parameters(p.activation, p.accumulate)
@@ -123,7 +158,7 @@ def plan(p: ConvProblem, target: Target) -> Launch:
     return Launch(
         source="depthwise.cu",
         kernel="depthwise",
-        template=(*ctypes(p), vector, width, channels_fast, p.strides[-1] == 1, code),
+        template=(*ctypes(p), *tile, channels_fast, _filter_fast(p, tile), p.strides[-1] == 1, code),
         grid=(-(-tiles // THREADS), 1, 1),
         block=(THREADS, 1, 1),
         params=params,

@@ -153,7 +153,7 @@ def test_every_index(monkeypatch, arch):
 
 
 @pytest.mark.parametrize("arch", ARCHES)
-@pytest.mark.parametrize(("multiplier", "groups", "last"), [(1, 4, True), (2, 3, False)])
+@pytest.mark.parametrize(("multiplier", "groups", "last"), [(1, 4, True), (2, 3, False), (2, 3, True)])
 def test_any_residues(arch, multiplier, groups, last):
     """Strips around and beyond the ends of rows, with and without a residual; unequal sizes along every axis."""
     for columns, residual in product(range(1, 9), (False, True)):
@@ -215,6 +215,48 @@ def test_any_size_at_run_time(arch):
         strides=(1, 2),
         dilations=(1, 2),
     )
+
+
+LONG = [  # columns from which the planner takes each of these tiles, channels last or first
+    (True, range(9, 27)),
+    (True, range(2, 9)),
+    (False, range(12, 76, 4)),
+    (False, (8,) + (4,) * 15),
+    (False, (1, 2, 3, 5, 6, 7, 9, 15, 17, 23, 26)),
+]
+
+
+@pytest.mark.parametrize("arch", ARCHES)
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize(("tile", "last", "sizes"), [(t, *s) for t, s in zip(depthwise.LONG_TILES, LONG, strict=True)])
+def test_long_filters(tile, last, sizes, dtype, arch):
+    """Every tile: columns and taps around its edges, every phase of the padding, rows and slices of a filter."""
+    for (i, columns), residual in product(enumerate(sizes), (False, True)):
+        before = (2, 5, 0, 3, 9, -1, 21, 6)[i % 8]
+        k = 9 + (i + before % tile.along - 9) % tile.chunk  # every last chunk, and below every residue of the outputs
+        after = k - 1 - before + (i // 4 % 4 if tile.along > 1 else 0)
+        rows, rest = ((), (3,), (2, 2))[i % 3], ((), ((1, 1),), ((1, 0), (0, 1)))[i % 3]
+        launch = go(
+            ANY, 1, 6, (*(3,) * len(rows), columns), (*rows, k), last=last, padding=(*rest, (before, after)),
+            w_layout="dhwio"[2 - len(rows) :] if last and i % 2 else None, dtype=dtype,
+            residual=residual, batch=1 + i % 2, target=arch,
+        )  # fmt: skip
+        assert launch.template[3:7] == tile
+
+
+@pytest.mark.parametrize("arch", ARCHES)
+def test_long_filters_in_the_corners_of_the_table(arch):
+    """Dilated windows, several outputs of a channel, vectors that strides or addresses forbid."""
+    for columns in (9, 24, 40):
+        options = {"padding": ((9, 11),), "dilations": 2, "target": arch, "dtype": "float32"}
+        assert go(ANY, 1, 4, (columns,), (11,), last=True, **options).template[3] == 2
+        assert go(ANY, 2, 3, (columns,), (11,), last=columns > 9, **options).template[3] == 1
+        options |= {"dilations": 1, "dtype": "float16", "residual": True}
+        assert go(ANY, 2, 3, (2, columns), (2, 11), last=False, **options | {"padding": 5}).template[3] == 1
+    x, w = arrays("float32", 1, 3, 1, (24,), (11,))
+    for view in (x[..., 1:17], x[..., ::2], x[..., :15]):
+        assert run(ANY, view, w, groups=3, padding=5, target=arch).template[6] == 1
+    assert run(ANY, x[..., 4:20], w, groups=3, padding=5, target=arch).template[6] == 4
 
 
 @pytest.mark.parametrize("arch", ARCHES)
@@ -357,6 +399,11 @@ PLANTED = [
     (NCW, "if (row >= p.rows) return;", ""),
     (ANY, "uint32(from + j * pitch) < uint32(p.in[2])", "from + j * pitch < p.in[2]"),
     (ANY, "if (first + s >= p.filter[2]) break;", ""),
+    (ANY, "if (s < ALONG - 1 && first + s < 0) continue;", ""),
+    (ANY, "ALONG > 1 ? -p.padding[2] & (ALONG - 1) : 0", "0"),
+    (ANY, "in[j][i] = in[j + CHUNK][i];", "in[j][i] = in[j + CHUNK - 1][i];"),
+    (ANY, "if constexpr (WINDOW) load_columns(0, kKept, -early);", "if constexpr (WINDOW) load_columns(0, kKept, 0);"),
+    (ANY, "element<float>(together, i)", "element<float>(together, 0)"),
     (ANY, "if (q0 + column >= p.out[2]) break;", "if (q0 + column > p.out[2]) break;"),
 ]
 
@@ -366,6 +413,10 @@ def run_all(row, last):
         for length in (301, 513):
             go(row, 1, 3, (length,), (4,), last=False, padding=((2, 1),), batch=1)
         return
+    if row is ANY:
+        for channels_last, w_layout in ((False, None), (True, "wio")):
+            options = {"dtype": "float32", "padding": ((3, 7),), "batch": 1, "w_layout": w_layout}
+            go(row, 1, 4, (20,), (11,), last=channels_last, **options)
     for size in ((9, 15), (7, 7)) if row is NCHW_TILE else ((9, 16), (5, 13)):
         go(row, 1, 8 if row is NHWC_TILE else 3, size, (3, 3), last=last, padding=1)
         if row is NHWC:

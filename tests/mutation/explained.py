@@ -75,7 +75,7 @@ RULES = (
         ANY_DEPTHWISE,
         "change comparison",
         r"^setp\.(lt|ge)\.s32",
-        r"for \(int first = 0; first < p\.filter\[2\]",
+        r"for \(int first = -early; first < p\.filter\[2\]",
         "a chunk beyond the taps ends at its first tap; what it loaded lay inside the map",
     ),
     (
@@ -86,7 +86,7 @@ RULES = (
         "the first tap of a chunk exists, so that its bound is never met; those of the others have cases",
     ),
     (
-        ANY_DEPTHWISE + r"\w+, \w+, \w+, \d, \d, \d, 1,",
+        ANY_DEPTHWISE + r"\w+, \w+, \w+, (\d+, ){6}1,",
         "shift address",
         r"^ld\.param\.[bu]32 \S+ \[%rd\d+\+(256\] -> .*260|260\] -> .*256|80\] -> .*84|84\] -> .*80)\]$",
         "",
@@ -96,7 +96,7 @@ RULES = (
         ANY_DEPTHWISE,
         "change immediate",
         r"^setp\.lt\.s32 \S+ \S+ 1 -> .* 0$",
-        r"h >= p\.in\[1\]\) continue|for \(int (kd|kr|first) = 0",
+        r"h >= p\.in\[1\]\) continue|for \(int (kd|kr|first) = ",
         "a filter has at least one tap along every axis",
     ),
     (
