@@ -1,6 +1,7 @@
 """Transposed layers of decoders beside the convolution with as many products, whose gradient they are.
 
     python benchmarks/decoders.py [--output decoders.json] [--batch 1]
+    python benchmarks/decoders.py --predicted --batch 32  # an H100's times by the model of predicted.py, no GPU
 
 Stride 2, channels last, float32 and, on a GPU, float16. On NumPy arrays in turns and in processor time; where CuPy
 finds a GPU on its arrays: cold L2, launches hidden by CUDA graphs. The aim is a ratio of at most 1.3.
@@ -28,6 +29,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import gpu_conv
 from gpu_conv.bench.cpu import interleaved
+from gpu_conv.problem import ConvProblem
 
 Call = Callable[[], object]
 
@@ -89,6 +91,30 @@ def on_cupy(layer: Decoder, dtype: str, batch: int) -> dict[str, float]:
     return {name: round(measure(list(calls)).us / 1e3, 5) for name, calls in both}
 
 
+def predicted(layer: Decoder, dtype: str, batch: int) -> dict[str, float]:
+    """Milliseconds of both as a model has them: every launch of every phase, one after the other."""
+    from model import predicted_us
+
+    from gpu_conv import dispatch, execute
+    from gpu_conv.cuda.targets import KNOWN_TARGETS
+
+    class Model(execute.Recorder):
+        us = 0.0
+
+        def prepare(self, problem: ConvProblem, kernel: str | None) -> execute.Run:
+            for step in dispatch.steps(problem, self.target, kernel):
+                Model.us += predicted_us(step.phase.problem if step.phase else problem, step.launch, self.target, {})
+            return super().prepare(problem, kernel)
+
+    found = []
+    for call in layer.calls(np, dtype, batch):
+        Model.us = 0.0
+        with execute.instead(Model(KNOWN_TARGETS["sm_90a"])):
+            call()
+        found.append(round(Model.us / 1e3, 5))
+    return dict(zip(("transposed", "forward"), found, strict=True))
+
+
 def has_gpu() -> bool:
     """Whether CuPy is installed and finds a device."""
     if importlib.util.find_spec("cupy") is None:
@@ -103,22 +129,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path)
     parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--predicted", action="store_true")
     arguments = parser.parse_args()
-    gpu, rows = has_gpu(), []
-    table = Table(
-        "layer", "dtype", "transposed, ms", "forward, ms", "ratio", title="CuPy" if gpu else "NumPy, one thread"
-    )
-    for dtype in ("float32", "float16") if gpu else ("float32",):
+    rows: list[dict[str, Any]] = []
+    if arguments.predicted:
+        device, run, title = "model", predicted, "PREDICTED by a model; no GPU ran this"
+    else:
+        device, run, title = ("cuda", on_cupy, "CuPy") if has_gpu() else ("numpy", on_numpy, "NumPy, one thread")
+    table = Table("layer", "dtype", "transposed, ms", "forward, ms", "ratio", title=title)
+    for dtype in ("float32",) if device == "numpy" else ("float32", "float16"):
         for layer in LAYERS:
-            row = (on_cupy if gpu else on_numpy)(layer, dtype, arguments.batch)
+            row = run(layer, dtype, arguments.batch)
             row["ratio"] = round(row["transposed"] / row["forward"], 3)
             rows.append(asdict(layer) | {"dtype": dtype, "batch": arguments.batch} | row)
             name = f"k{layer.k} s2 {layer.channels}>{layer.filters} @{layer.size}"
             table.add_row(name, dtype, *(str(row[key]) for key in ("transposed", "forward", "ratio")))
             if arguments.output:  # after each row: what is cut off has said something
-                arguments.output.write_text(
-                    json.dumps({"device": "cuda" if gpu else "numpy", "rows": rows}, indent=1) + "\n"
-                )
+                arguments.output.write_text(json.dumps({"device": device, "rows": rows}, indent=1) + "\n")
     console = Console()
     console.print(table)
     mean = math.exp(statistics.fmean(math.log(row["ratio"]) for row in rows))

@@ -262,3 +262,9 @@ def test_decoders_beside_convolutions(monkeypatch: pytest.MonkeyPatch, tmp_path:
     decoders.main()
     (row,) = json.loads(file.read_text())["rows"]
     assert row["ratio"] == pytest.approx(row["transposed"] / row["forward"], rel=0.01)
+
+    monkeypatch.setattr(decoders.sys, "argv", ["decoders.py", "--predicted", "--output", str(file)])
+    decoders.main()
+    modelled = json.loads(file.read_text())
+    assert modelled["device"] == "model" and [row["dtype"] for row in modelled["rows"]] == ["float32", "float16"]
+    assert all(0 < row["forward"] < row["transposed"] for row in modelled["rows"])  # one launch, and one per phase
