@@ -256,6 +256,7 @@ def test_decoders_beside_convolutions(monkeypatch: pytest.MonkeyPatch, tmp_path:
     assert transposed().shape == (2, 10, 10, 3)
     assert forward().shape == (2, 5, 5, 4)
     file = tmp_path / "decoders.json"
+    first, *_ = decoders.LAYERS
     monkeypatch.setattr(decoders, "LAYERS", (tiny,))
     monkeypatch.setattr(decoders, "has_gpu", lambda: False)
     monkeypatch.setattr(decoders.sys, "argv", ["decoders.py", "--output", str(file)])
@@ -263,6 +264,7 @@ def test_decoders_beside_convolutions(monkeypatch: pytest.MonkeyPatch, tmp_path:
     (row,) = json.loads(file.read_text())["rows"]
     assert row["ratio"] == pytest.approx(row["transposed"] / row["forward"], rel=0.01)
 
+    monkeypatch.setattr(decoders, "LAYERS", (first,))
     monkeypatch.setattr(decoders.sys, "argv", ["decoders.py", "--predicted", "--output", str(file)])
     decoders.main()
     modelled = json.loads(file.read_text())
