@@ -16,8 +16,8 @@ Several layers at once
 Memory
     Beyond operands and packed weights a run uses ``prepared.workspace_bytes``: one padded image, and blocks of at most
     1 MiB (float32) of im2col columns and a few hundred KiB of sums, or a single pixel's where that is more. Depthwise
-    layers with channels last pad blocks of rows instead of the image; transposed ones with channels last take the
-    products of one row where these exceed 1 MiB (at most 4 MiB), and one image of sums, unused where y can hold them.
+    layers pad blocks of rows instead of the image; transposed ones take the products of one row where these exceed
+    1 MiB (at most 4 MiB), and one image of sums, unused where y can hold them.
 
 Weights that are infinite or NaN take the plain sum over taps where the input is padded, so that padding contributes
 nothing, as everywhere.
@@ -62,7 +62,7 @@ class Choice:
 STRATEGIES = (
     Choice(
         Col2im,
-        "channels last, filters that overlap in the result: all taps are one matrix product, added up in place",
+        "filters that overlap in the result of a dilated input: all taps are one matrix product, added up in place",
         Col2im.suits,
     ),
     Choice(Phases, "the holes of a dilated input need not be multiplied"),

@@ -1,7 +1,8 @@
-"""Transposed convolutions, channels last: the pixels times all taps at once, added up where they belong (col2im).
+"""Transposed convolutions: the pixels times all taps at once, added up where they belong (col2im).
 
-Nothing of x is copied, and the product is as deep as x has channels. Taps whose results lie side by side in y are one
-matrix, so that whole rows are added: of 4x4 taps with stride 2, eight sums of rows of two pixels each.
+The product is as deep as x has channels. With channels last nothing of x is copied, and sums are collected in y; with
+channels first both are moved there and back. Taps whose results lie side by side are one matrix, so that whole rows are
+added: of 4x4 taps with stride 2, eight sums of rows of two pixels each.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from .epilogue import Epilogue
 from .prepared import Prepared, Step, not_a_gemm
 from .scratch import Array, Workspace, aligned
 from .staging import copying
-from .views import channels_are_last, merged, split, working_order
+from .views import merged, split, working_order
 
 BLOCK = 1 << 18  # products of a block of rows, 1 MiB in float32: 56x56x128 to 64 take 0.84 of the time with 1 << 17
 DEEP = 2  # channels per filter from which it pays: 0.5 to 0.9 of the time of phases, 0.95 to 1.6 with 1
@@ -88,8 +89,7 @@ class Col2im(Prepared):
         overlaps = any(k > ld for k, ld in zip(problem.filter, problem.input_dilations, strict=True))
         deep = problem.in_per_group >= DEEP * problem.out_per_group
         row = problem.in_spatial[-1] * prod(problem.filter) * problem.out_per_group
-        last = channels_are_last(problem.x if problem.out_per_group == 1 else problem.y)
-        return last and overlaps and deep and row <= LONGEST
+        return overlaps and deep and row <= LONGEST
 
     def __init__(self, problem: ConvProblem, weights: Array, bias: Array | None, carrier: np.dtype[Any]) -> None:
         super().__init__(problem, weights, bias, carrier)
