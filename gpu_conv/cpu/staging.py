@@ -102,22 +102,15 @@ class Staging:
         dense: bool = True,
         rows: slice | None = None,
     ) -> None:
-        first, *others = [slice(n) for n in problem.out_spatial]
-        wanted = [slice(0, first.stop) if rows is None else rows, *others]
+        rows = rows or slice(0, problem.out_spatial[0])
+        outputs = [rows, *(slice(0, n) for n in problem.out_spatial[1:])]
+        steps = zip(problem.strides, problem.filter, problem.dilations, strict=True)
         self._axes = [
-            _Axis(size, (out.stop - (start := out.start or 0) - 1) * s + (k - 1) * d + 1, lo - start * s)
-            for size, out, s, k, d, (lo, _) in zip(
-                problem.in_spatial,
-                wanted,
-                problem.strides,
-                problem.filter,
-                problem.dilations,
-                problem.padding,
-                strict=True,
-            )
+            _Axis(size, (out.stop - out.start - 1) * s + (k - 1) * d + 1, lo - out.start * s)
+            for size, out, (lo, _), (s, k, d) in zip(problem.in_spatial, outputs, problem.padding, steps, strict=True)
         ]
         self._carrier, self._last, self._phases, self._dense = carrier, channels_last, phases, dense
-        self._follows = rows is not None and rows.start > 0
+        self._follows = rows.start > 0
         *lead, columns = (a.length for a in self._axes)
         padded, channels = (*lead, -(-columns // phases)), problem.x.shape[1:3]
         self.shape = (*padded, *channels) if channels_last else (*channels, *padded)
