@@ -328,6 +328,12 @@ def test_working_memory_is_bounded():
     call = arguments.prepare(x, w, padding=1, input_layout="nhwc")
     padded = 226 * 226 * 64 * 4
     assert cpu.prepare(call.problem, call.operands["w"]).workspace_bytes < padded + (2 << 20)
+    # A decoder whose result of 32 MB lies channels first, while sums lie channels last; all products would take 128 MB.
+    up = transposed(np.empty((1, 64, 256, 256), np.float32), np.ones((64, 32, 4, 4), np.float32), strides=2, padding=1)
+    assert cpu.prepare(up.problem, up.operands["w"]).workspace_bytes < 2 << 20
+    blurred = np.empty((1, 512, 512, 96), np.float32), np.ones((96, 1, 3, 3), np.float32)
+    call = arguments.prepare(*blurred, padding=1, input_layout="nhwc", groups=96)
+    assert cpu.prepare(call.problem, call.operands["w"]).workspace_bytes < 3 << 20
 
 
 def test_explain_names_one_reason_per_strategy():

@@ -104,7 +104,7 @@ class Col2im(Prepared):
         sizes = (
             self._block * columns.size * problem.in_channels,
             self._block * columns.size * largest * filters,
-            rows.out * columns.out * filters,
+            max(live for _, _, live in self._progress()) * columns.out * filters,
         )
         self._workspace = Workspace(tuple(((n,), carrier) for n in sizes), lambda *arrays: arrays)
 
@@ -118,29 +118,41 @@ class Col2im(Prepared):
             image, target = _image(x[i]), _image(y[i])
             rest = None if residual is None else _image(residual[i])
             direct = self._in_place(y, rest) and target.flags.c_contiguous
-            total = target if direct else sums.reshape(target.shape)
-            cleared = done = 0
-            for start in range(0, self._rows.size, self._block):
-                stop = min(start + self._block, self._rows.size)
-                reached, finished = self._progress(stop)
+            total = target if direct else sums.reshape(-1, *target.shape[1:])
+            top = cleared = done = 0  # rows of y: the first in ``total``, and before which all is cleared, is finished
+            for start, (reached, finished, _) in zip(self._starts, self._progress(), strict=True):
                 if cleared < reached:
-                    yield partial(total[cleared:reached].fill, 0)
+                    yield partial(total[cleared - top : reached - top].fill, 0)
                     cleared = reached
+                stop = min(start + self._block, self._rows.size)
                 matrix = yield from self._pixels(image[start:stop], pixels, zero_point)
                 for stack in self._stacks:
-                    yield from self._added(matrix, stack, start, stop, products, total)
+                    yield from self._added(matrix, stack, start, stop, products, total, top)
                 if done < finished:
-                    rows, done = slice(done, finished), finished
-                    yield from self._epilogue.steps(total[rows], target[rows], None if rest is None else rest[rows])
+                    rows, ready = slice(done, finished), total[done - top : finished - top]
+                    yield from self._epilogue.steps(ready, target[rows], None if rest is None else rest[rows])
+                    done = finished
+                if not direct and top < done:
+                    yield partial(np.copyto, total[: cleared - done], total[done - top : cleared - top])
+                    top = done
 
-    def _progress(self, stop: int) -> tuple[int, int]:
-        """Rows of y that elements before ``stop`` reach, and those that later ones reach no more."""
-        rows = self._rows
-        if stop == rows.size:
-            return rows.out, rows.out
-        ends = rows.place(0) + (stop - 1) * rows.step + 1, rows.place(rows.taps - 1) + stop * rows.step
-        reached, finished = (max(0, min(rows.out, end)) for end in ends)
-        return reached, min(reached, finished)
+    @property
+    def _starts(self) -> range:
+        """The first row of x of every block."""
+        return range(0, self._rows.size, self._block)
+
+    def _progress(self) -> Iterator[tuple[int, int, int]]:
+        """After every block: rows of y that are reached, those that later ones reach no more, and how many it needs."""
+        rows, before = self._rows, 0
+        for start in self._starts:
+            stop = start + self._block
+            reached, finished = rows.place(0) + (stop - 1) * rows.step + 1, rows.place(rows.taps - 1) + stop * rows.step
+            if stop >= rows.size:
+                reached = finished = rows.out
+            reached = max(before, min(rows.out, reached))
+            finished = max(before, min(reached, finished))
+            yield reached, finished, reached - before
+            before = finished
 
     def _pixels(self, rows: Array, work: Array, zero_point: Array | None) -> Generator[Step, None, Array]:
         """``(pixels, c)``: the rows themselves where possible."""
@@ -152,9 +164,9 @@ class Col2im(Prepared):
         return matrix
 
     def _added(
-        self, pixels: Array, stack: _Stack, start: int, stop: int, products: Array, total: Array
+        self, pixels: Array, stack: _Stack, start: int, stop: int, products: Array, total: Array, top: int
     ) -> Iterator[Step]:
-        """The products of some rows with the taps of a stack, added to the sums."""
+        """The products of some rows with the taps of a stack, added to the sums, which begin with row ``top`` of y."""
         taps, columns, run = self._rows.taps, self._columns, stack.width * total.shape[-1]
         goal = products[: len(stack.weights) * len(pixels) * run].reshape(-1, len(pixels), run)
         for left, right, part in gemm.products(pixels[np.newaxis], stack.weights, goal):
@@ -165,7 +177,7 @@ class Col2im(Prepared):
             rows, lines = self._rows.inside(tap, start, stop)
             for i, (source, place) in enumerate(stack.moves):
                 if rows.start < rows.stop and source.start < source.stop:
-                    target = sums[lines, place]
+                    target = sums[lines.start - top : lines.stop - top : lines.step, place]
                     yield partial(np.add, target, found[tap, i, rows, source], out=target)
 
 
