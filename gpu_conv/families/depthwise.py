@@ -58,24 +58,32 @@ class Tile(NamedTuple):
 
 # The first that fits is taken.
 TILES = (Tile(4, 4, 4, 1), Tile(2, 4, 4, 1), Tile(1, 8, 4, 1))
-# From LONG taps along undilated columns on: wide windows, for whose products loads are few. Machine instructions and
+# From LONG taps along columns of stride 1 on: wide windows, for whose products loads are few. Machine instructions and
 # 128-byte wavefronts of L1 per 256 products of a warp in the inner loop, float32 on sm_90a: 440 and 32 for the first
 # tile, 526 and 80 for the third; the first and the last of TILES take 696 and 128, 880 and 288.
 LONG = 9
+WIDE = 16  # columns: of longer rows than half of them, and where they leave FULL blocks for every multiprocessor
+FULL = 2
 LONG_TILES = (
     Tile(2, 16, 8, 1), Tile(2, 8, 8, 1), Tile(1, 16, 8, 4), Tile(1, 8, 8, 4), Tile(1, 8, 8, 1),
 )  # fmt: skip
 
 
-def _tile(p: ConvProblem) -> Tile:
+def _tile(p: ConvProblem, target: Target) -> Tile:
     tiles = LONG_TILES if p.strides[-1] == 1 and p.filter[-1] >= LONG else TILES
-    return next(tile for tile in tiles if _fits(p, tile))
+    fitting = (tile for tile in tiles if _fits(p, tile))
+    return next(tile for tile in fitting if tile.columns < WIDE or _fills(p, tile, target))
+
+
+def _fills(p: ConvProblem, tile: Tile, target: Target) -> bool:
+    """Whether the columns of a tile are not half empty, and its threads enough."""
+    columns = -(-p.out_spatial[-1] // _column_step(p))
+    return columns > tile.columns // 2 and _tiles(p, tile) >= FULL * THREADS * target.multiprocessors
 
 
 def _fits(p: ConvProblem, tile: Tile) -> bool:
-    """Whether vectors of the tile are side by side and aligned, and its columns not half empty."""
+    """Whether vectors of the tile are side by side and aligned."""
     tensors = [t for t in (p.x, p.y, p.residual) if t is not None]
-    columns = -(-p.out_spatial[-1] // _column_step(p))
     channels = tile.channels == 1 or (
         p.out_per_group == 1
         and p.groups % tile.channels == 0
@@ -88,7 +96,7 @@ def _fits(p: ConvProblem, tile: Tile) -> bool:
         and p.in_spatial[-1] % tile.along == 0
         and _whole(p.x, p.x.strides[:2] + p.x.strides[3:-1], tile.along)
     )
-    return channels and along and (tile.columns < 16 or columns > 8)
+    return channels and along
 
 
 def _whole(tensor: Tensor, strides: tuple[int, ...], vector: int) -> bool:
@@ -101,8 +109,8 @@ def _filter_fast(p: ConvProblem, tile: Tile) -> bool:
     return tile.channels > 1 and p.w.strides[0] == 1 and _whole(p.w, p.w.strides[3:], tile.channels)
 
 
-def _tiles(p: ConvProblem) -> int:
-    tile, step, columns = _tile(p), _column_step(p), p.out_spatial[-1]
+def _tiles(p: ConvProblem, tile: Tile) -> int:
+    step, columns = _column_step(p), p.out_spatial[-1]
     return p.y.size // columns // tile.channels * (-(-columns // (tile.columns * step)) * step)
 
 
@@ -121,7 +129,8 @@ def refuses(p: ConvProblem, target: Target) -> str | None:
         INT32_LIMIT
     ):
         return "one row has too many elements for 32-bit offsets"
-    return "y has too many elements for 32-bit thread indices" if _tiles(p) + THREADS >= INT32_LIMIT else None
+    tile = _tile(p, target)
+    return "y has too many elements for 32-bit thread indices" if _tiles(p, tile) + THREADS >= INT32_LIMIT else None
 
 
 def _axes(p: ConvProblem) -> Iterator[tuple[int, int, int, int, tuple[int, int]]]:
@@ -131,10 +140,10 @@ def _axes(p: ConvProblem) -> Iterator[tuple[int, int, int, int, tuple[int, int]]
 
 def plan(p: ConvProblem, target: Target) -> Launch:
     """The launch for a problem with at least one output element."""
-    tile = _tile(p)
+    tile = _tile(p, target)
     channels_fast = tile.channels > 1 or 0 < abs(p.y.strides[1]) <= abs(p.y.strides[-1])
     residual = p.residual or p.y
-    tiles = _tiles(p)
+    tiles = _tiles(p, tile)
     code, alpha, beta = activation_parameters(p.activation, p.accumulate)
     params = pack(
         PARAMS,
