@@ -18,11 +18,11 @@ from gpu_conv.launch import Launch
 from tests import cases as corpus
 from tests.kernels import checking
 
-# Where the tests of each kernel are.
+# Where the tests of each kernel are: modules.
 TESTS = {
     "direct": "direct",
     "pointwise": "pointwise",
-    "depthwise": "depthwise",
+    "depthwise": "depthwise depthwise_long",
     "depthwise_ncw": "depthwise",
     "depthwise_nchw": "depthwise",
     "depthwise_nchw_tile": "depthwise",
@@ -136,10 +136,11 @@ def _corpus(family):
 
 
 @functools.cache
-def _recorded(name):
+def _recorded(names):
     recorder = _Recorder()
+    files = [f"tests/kernels/test_{name}.py" for name in names.split()]
     options = ["-qq", "--no-header", "--no-summary", "-p", "no:cacheprovider", "-p", "no:xdist", "-W", "ignore"]
-    pytest.main([*options, "--capture=sys", f"tests/kernels/test_{name}.py"], plugins=[recorder])
+    pytest.main([*options, "--capture=sys", *files], plugins=[recorder])
     return recorder.cases
 
 
