@@ -98,20 +98,18 @@ def predicted(layer: Decoder, dtype: str, batch: int) -> dict[str, float]:
     from gpu_conv import dispatch, execute
     from gpu_conv.cuda.targets import KNOWN_TARGETS
 
-    class Model(execute.Recorder):
-        us = 0.0
-
-        def prepare(self, problem: ConvProblem, kernel: str | None) -> execute.Run:
-            for step in dispatch.steps(problem, self.target, kernel):
-                Model.us += predicted_us(step.phase.problem if step.phase else problem, step.launch, self.target, {})
-            return super().prepare(problem, kernel)
-
     found = []
-    for call in layer.calls(np, dtype, batch):
-        Model.us = 0.0
-        with execute.instead(Model(KNOWN_TARGETS["sm_90a"])):
+
+    class Model(execute.Recorder):
+        def prepare(self, problem: ConvProblem, kernel: str | None) -> execute.Run:
+            steps = dispatch.steps(problem, self.target, kernel)
+            pairs = ((step.phase.problem if step.phase else problem, step.launch) for step in steps)
+            found.append(round(sum(predicted_us(*pair, self.target, {}) for pair in pairs) / 1e3, 5))
+            return lambda operands: None
+
+    with execute.instead(Model(KNOWN_TARGETS["sm_90a"])):
+        for call in layer.calls(np, dtype, batch):
             call()
-        found.append(round(Model.us / 1e3, 5))
     return dict(zip(("transposed", "forward"), found, strict=True))
 
 

@@ -35,7 +35,7 @@ constexpr int kDepthwiseThreads = 128;
 
 template <class T, class B, class Y, int VEC, int TW, int CHUNK, int ALONG, bool CHANNELS_FAST, bool FILTER_FAST,
           bool WINDOW, int ACT>
-__global__ void __launch_bounds__(kDepthwiseThreads, TW* VEC > 16 ? 3 : 4)
+__global__ void __launch_bounds__(kDepthwiseThreads, (TW * VEC > 16 ? 3 : 4))
     depthwise(const T* x, const T* w, const B* bias, const Y* residual, const int32*, const int32*, Y* y, void*,
               const DepthwiseParams p) {
     constexpr int kKept = WINDOW ? ALONG > 1 ? TW : TW - 1 : 0;  // columns that the next chunk reads too

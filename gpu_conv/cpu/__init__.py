@@ -16,8 +16,8 @@ Several layers at once
 Memory
     Beyond operands and packed weights a run uses ``prepared.workspace_bytes``: one padded image, and blocks of at most
     1 MiB (float32) of im2col columns and a few hundred KiB of sums, or a single pixel's where that is more. Depthwise
-    layers pad blocks of rows instead of the image; transposed ones take the products of one row where these exceed
-    1 MiB (at most 4 MiB), and the rows of sums that a block reaches.
+    layers of 4 channels and more pad blocks of rows instead of the image; transposed ones take the products of one row
+    where these exceed 1 MiB (at most 4 MiB), and the rows of sums that a block reaches.
 
 Weights that are infinite or NaN take the plain sum over taps where the input is padded, so that padding contributes
 nothing, as everywhere.

@@ -53,6 +53,7 @@ class _Block:
     Attributes:
         rows: which; everything in one dimension.
         reads: rows of the padded input.
+        staging: what pads them.
     """
 
     rows: slice
