@@ -5,6 +5,7 @@ asked, for sets of problems that together reach every tile of every family:
 
 - ``corpus``: the tests' cases, in every row that accepts them;
 - ``layers``: real layers (``layers.json``) in three dtypes, two layouts and their batches, as dispatch runs them;
+- ``decoders``: transposed layers, all phases in one launch, with every tile of the matrix products;
 - ``inverted_residuals``: chains for the kernel of that name, with every tile that fits;
 - ``graph_steps``: what the runner of models has kernels for beside convolutions;
 - ``tiles``: a grid over the filters, strides, sizes, dtypes and layouts that tile tables tell apart, in every row that
@@ -75,6 +76,8 @@ def requests(archs: Iterable[str]) -> Iterator[Request]:
     sets: tuple[tuple[Iterable[Any], Any], ...] = (
         *((corpus(), every_row), (layers(), chosen), (grid(), every_row), (products(), every_tile)),
         (patches(), every_tile),
+        (decoders((1,)), every_tile),
+        (decoders((1, 32)), chosen),
         (inverted_residuals(), every_tile_of_chain),
         (graph_steps(), step),
     )
@@ -198,6 +201,19 @@ def patches() -> Iterator[ConvProblem]:
     kinds = [(dense, "float32"), (stem, "float32"), (volume, "float32"), (volume, "float16"), (volume, "bfloat16")]
     for (geometry, dtype), last, epilogue in product(kinds, BOTH, (("gelu",), ("softplus", "add"))):
         yield problem(geometry | {"epilogue": epilogue}, dtype, last)
+
+
+def decoders(batches: Shape) -> Iterator[ConvProblem]:
+    """Stride 2: phases of one tap, of several, of different numbers; channels by four and one by one; three axes."""
+    square, row, volume = (28, 28), (200,), (8, 14, 14)
+    kinds = [(64, square, k, dtype) for k in (2, 3, 4) for dtype in ("float32", "float16")]
+    kinds += [(3, square, 3, "float32"), (64, row, 4, "float16")]
+    kinds += [(64, volume, 3, "float32"), (64, volume, 2, "float16")]
+    for (channels, size, k, dtype), last, batch in product(kinds, BOTH, batches):
+        geometry = _geometry(channels, 64, 1, size, (k,) * len(size), 2) | {"pad": ((k - 1) // 2,) * len(size)}
+        for epilogue in (("gelu",), ("softplus", "add")):
+            options = {"transposed": True, "output_padding": k % 2}
+            yield problem(geometry | {"epilogue": epilogue}, dtype, last, batch, **options)
 
 
 def inverted_residuals() -> Iterator[Chain]:

@@ -163,12 +163,23 @@ class Step:
 PHASE_FLOPS = 32e6
 
 
+def together(problem: ConvProblem, target: Target) -> Row | None:
+    """The row that takes all phases of a dilated input at once, if it is the one that the largest phase would get."""
+    found = select(problem, target)
+    if found.name == "direct":
+        return None
+    largest = max((phase.problem for phase in split(problem)), key=lambda p: p.taps)
+    return found if found.name == select(largest, target).name else None
+
+
 def unphased(problem: ConvProblem, target: Target) -> str | None:
     """Why one launch is better than one per phase of a dilated input; None where phases are better."""
     if all(d == 1 for d in problem.input_dilations):
         return "the input is not dilated"
     if problem.is_depthwise:
         return "each phase would read the whole input, which is what a depthwise convolution waits for"
+    if (row := together(problem, target)) is not None:
+        return f"one launch of {row.name} computes all phases"
     if problem.flops < PHASE_FLOPS:
         return f"{problem.flops / 1e6:.3g} MFLOP are less than launches of their own are worth"
     if any(select(phase.problem, target).name == "direct" for phase in split(problem) if phase.problem.taps):

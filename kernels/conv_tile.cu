@@ -12,31 +12,30 @@
 // block-diagonal filter: its zeros meet the inputs of other groups, which is NaN where those are not finite. A warp
 // that finds NaN in its sums computes them again, group by group, with the other groups' inputs cleared. Integers:
 // padding is filled with the zero point of x, so that it contributes nothing, and sum (x - zx) w = sum x w - zx sum w,
-// whose last term a block adds to the bias once. The zero point of w must be 0. Traffic: input once plus the halo (from
-// L2), per block of outputs; output and residual once; filter once per block. Limits: channels of x side by side, all
-// other strides of x whole chunks and 16-byte aligned, or they are gathered; one image of x and of y below 2^31
-// elements.
+// whose last term a block adds to the bias once. The zero point of w must be 0. PHASED: several convolutions of the
+// same x in one launch, see phases.cuh. Traffic: input once plus the halo (from L2), per block of outputs; output and
+// residual once; filter once per block. Limits: channels of x side by side, all other strides of x whole chunks and
+// 16-byte aligned, or they are gathered; one image of x and of y below 2^31 elements.
 #include "epilogue.cuh"
 #include "conv_tile.cuh"
 
 // GROUPS: groups in one chunk of 8 channels, 1 where a group has its own. X_COPY: see stage_pixels and gather_pixels.
-// W_COPY: see stage_filter. Y_CHANNELS: whether stores run along the channels, else along the pixels of a row.
-template <int GROUPS, int X_COPY, int W_COPY, int RESIDUAL, int Y_CHANNELS, int Y_BYTES>
+// W_COPY: see stage_filter. Y_CHANNELS: whether stores run along the channels, else along the pixels of a row. PHASED:
+// see phases.cuh; 2: phases have different taps, and F the most.
+template <int GROUPS, int X_COPY, int W_COPY, int RESIDUAL, int Y_CHANNELS, int Y_BYTES, int PHASED = 0>
 struct Access {
     static constexpr int kGroups = GROUPS, kYBytes = Y_BYTES;
+    static constexpr bool kPhased = PHASED, kUneven = PHASED == 2;
     static constexpr bool kXCopy = X_COPY, kWCopy = W_COPY, kResidual = RESIDUAL, kYChannels = Y_CHANNELS;
     static_assert(8 % GROUPS == 0 && !(W_COPY && GROUPS > 1), "whole groups in a chunk; only whole chunks are copied");
 };
 
-template <class Acc, class TILE>
-struct Sums {
-    Acc bar[TILE::kBars][TILE::kWarpTiles][2][2];  // of one unit: bar, 8 outputs, strip, neighbouring outputs
-};
-
 // All products of one slab of one unit. pixels and filter: of this warp and lane, see the kernel. MASKED: only the
-// halves of the operand words selected by mask take part. first, end: of the steps along a filter row, constants.
-template <class T, class W, class F, bool MASKED, class Acc, class TILE>
-DEVICE void multiply(Sums<Acc, TILE>& sums, uint32 pixels, uint32 filter, uint32 mask, int lane, int first, int end) {
+// halves of the operand words selected by mask take part. first, end: of the steps along a filter row, constants. taps:
+// those that exist; what a missing one would meet must not be multiplied, not even with zero.
+template <class T, class W, class F, bool MASKED, class Acc, class TILE, class TAPS>
+DEVICE void multiply(Sums<Acc, TILE>& sums, uint32 pixels, uint32 filter, uint32 mask, int lane, int first, int end,
+                     const TAPS& taps) {
     typedef Layout<F, TILE> L;
     constexpr int kItems = F::kColumns * TILE::kChunks;
     constexpr int kStride = TILE::kAlongRow ? 1 : F::kStrideRows;
@@ -52,6 +51,7 @@ DEVICE void multiply(Sums<Acc, TILE>& sums, uint32 pixels, uint32 filter, uint32
     for (int step = first; step < end; step++) {
         const int item = step * 2;
         const bool whole = item + 1 < kItems;  // else one chunk is left
+        if (!taps.has_column(item / TILE::kChunks)) break;
         uint32 b[F::kRows][TILE::kWarpTiles][2];
 #pragma unroll
         for (int r = 0; r < F::kRows; r++) {
@@ -82,7 +82,7 @@ DEVICE void multiply(Sums<Acc, TILE>& sums, uint32 pixels, uint32 filter, uint32
 #pragma unroll
             for (int r = 0; r < F::kRows; r++) {
                 const int above = y - r * F::kDilationRows;
-                if (above < 0 || above % kStride != 0 || above / kStride >= TILE::kBars) continue;
+                if (above < 0 || above % kStride != 0 || above / kStride >= TILE::kBars || !taps.has_row(r)) continue;
                 if (!read) {
                     if (whole) {
                         ldmatrix_x4(a, from + y * kStepBytes);
@@ -93,6 +93,7 @@ DEVICE void multiply(Sums<Acc, TILE>& sums, uint32 pixels, uint32 filter, uint32
 #pragma unroll
                         for (int i = 0; i < (whole ? 4 : 2); i++) a[i] &= mask;
                     }
+                    if (whole && !taps.has_column((item + 1) / TILE::kChunks)) a[2] = a[3] = 0;
                     read = true;
                 }
 #pragma unroll
@@ -115,24 +116,11 @@ struct Place {
     int bars;
 };
 
-// visit(sum, column) for every sum of a unit; column: of the unit's outputs that the warp computes.
-template <class Acc, class TILE, class Visit>
-DEVICE void for_each_sum(Sums<Acc, TILE>& sums, int lane, Visit visit) {
-#pragma unroll
-    for (auto& bar : sums.bar) {
-#pragma unroll
-        for (int j = 0; j < TILE::kWarpTiles; j++) {
-#pragma unroll
-            for (int i = 0; i < 4; i++) visit(bar[j][i / 2][i % 2], j * 8 + lane % 4 * 2 + i % 2);
-        }
-    }
-}
-
 template <class T, class W, class B, class Y, int ACT, class F, class TILE, class ACCESS>
 __global__ void __launch_bounds__(TILE::kThreads, TILE::kBlocks)
     conv_tile(const T* __restrict__ x, const W* __restrict__ w, const B* __restrict__ bias,
               const Y* __restrict__ residual, const int32* __restrict__ x_zero_point, const int32*, Y* __restrict__ y,
-              void*, const ConvTileParams p) {
+              void*, const Given<ConvTileParams, ACCESS::kPhased> given) {
     typedef Layout<F, TILE> L;
     constexpr int kGroups = ACCESS::kGroups, kWarpOutputs = TILE::kTiles * 8, kUnitOutputs = TILE::kUnitTiles * 8;
     constexpr int kStore = ACCESS::kYBytes / sizeof(Y);                                   // elements
@@ -155,9 +143,14 @@ __global__ void __launch_bounds__(TILE::kThreads, TILE::kBlocks)
 
     const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
     const int warp_m = warp / TILE::kWarpsN, warp_n = warp % TILE::kWarpsN;
-    const int blocks = gridDim.x / p.workers, channels = blockIdx.x % blocks, worker = blockIdx.x / blocks;
+    const Phase phase(given, blockIdx.x);
+    const auto& p = params_of(given, phase);
+    const Taps<ACCESS::kUneven> taps(given, phase);
+    const int blocks = phase.blocks / p.workers, channels = phase.block % blocks, worker = phase.block / blocks;
     const int first_unit = channels / p.parts * TILE::kUnits, first_output = channels % p.parts * kUnitOutputs;
     x += int64(first_unit) * p.unit_channels * p.x_channel;
+    w += phase.w, y += phase.y;
+    if constexpr (ACCESS::kResidual) residual += phase.residual;
 
     for (int line = thread; line < L::kLines; line += TILE::kThreads) {
         const int unit = first_unit + line / kUnitOutputs, output = first_output + line % kUnitOutputs;
@@ -170,7 +163,7 @@ __global__ void __launch_bounds__(TILE::kThreads, TILE::kBlocks)
         for (int line = x_zero ? warp : L::kLines; line < L::kLines; line += TILE::kWarps) {
             const int unit = first_unit + line / kUnitOutputs, output = first_output + line % kUnitOutputs;
             if (unit >= p.units || output >= p.unit_outputs) continue;
-            const int32 sum = filter_sum<W, F, ACCESS::kWCopy>(w, unit, output, p, lane);
+            const int32 sum = filter_sum<W, F, ACCESS::kWCopy>(w, unit, output, p, lane, taps);
             if (lane == 0) add_to_bias(shared_bias[line], -x_zero * sum);
         }
     }
@@ -179,7 +172,7 @@ __global__ void __launch_bounds__(TILE::kThreads, TILE::kBlocks)
 #pragma unroll 1
         for (int slab = 0; slab < p.slabs; slab++) {
             stage_filter<W, F, TILE, kGroups, ACCESS::kWCopy>(resident + slab * L::kFilterBytes, w, first_unit,
-                                                              first_output, slab, p, thread);
+                                                              first_output, slab, p, thread, taps);
         }
     }
     Cursor next(worker, p);
@@ -198,7 +191,7 @@ __global__ void __launch_bounds__(TILE::kThreads, TILE::kBlocks)
             }
             if constexpr (!TILE::kResident) {
                 stage_filter<W, F, TILE, kGroups, ACCESS::kWCopy>(to + L::kInputBytes, w, first_unit, first_output,
-                                                                  next_slab, p, thread);
+                                                                  next_slab, p, thread, taps);
             }
             if (++next_slab == p.slabs) next_slab = 0, next.advance(p);
         }
@@ -261,7 +254,7 @@ __global__ void __launch_bounds__(TILE::kThreads, TILE::kBlocks)
         const auto multiply_units = [&](int slab, int first, int end) {
 #pragma unroll
             for (int u = 0; u < TILE::kWarpUnits; u++) {
-                multiply<T, W, F, false>(sums[u], pixels_of(u), filter_of(slab, u), 0, lane, first, end);
+                multiply<T, W, F, false>(sums[u], pixels_of(u), filter_of(slab, u), 0, lane, first, end, taps);
             }
         };
         int slab = 0;
@@ -291,7 +284,7 @@ __global__ void __launch_bounds__(TILE::kThreads, TILE::kBlocks)
                                             ((channel + 1) / kChannels == g ? 0xffff0000u : 0);
                         UnitSums exact;
                         clear(exact, u);
-                        multiply<T, W, F, true>(exact, pixels_of(u), filter_of(0, u), mask, lane, 0, kSteps);
+                        multiply<T, W, F, true>(exact, pixels_of(u), filter_of(0, u), mask, lane, 0, kSteps, taps);
 #pragma unroll
                         for (int i = 0; i < TILE::kBars; i++) {
 #pragma unroll

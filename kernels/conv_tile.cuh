@@ -1,5 +1,6 @@
 // Geometry of the haloed tile of conv_tile.cu, and the copies of pixels and filters into shared memory.
 #pragma once
+#include "phases.cuh"
 #include "tensor_core.cuh"
 
 // Strides in elements. A unit is what shares input channels: a group, or the groups of one chunk of 8 channels.
@@ -46,6 +47,11 @@ struct ConvTileParams {
 };
 static_assert(sizeof(ConvTileParams) == 200, "gpu_conv/families/tile.py packs this struct");
 
+// The filter is a template argument, and what of it a phase has is in Taps.
+DEVICE void set_geometry(ConvTileParams& p, const int32 (&padding)[3], const int32 (&)[3]) {
+    p.padding_rows = padding[1], p.padding_columns = padding[2];
+}
+
 // Channels of 16 bytes, the unit of every copy and half of a product's k.
 template <class T>
 inline constexpr int kChunkChannels = 16 / int(sizeof(T));
@@ -79,6 +85,24 @@ struct Tile {
     static_assert(!ALONG_ROW || (IMAGES == 1 && ROW_STRIPS == 1), "a tile along a row is one row");
     static_assert(STAGES >= 2, "one slab is computed while another one arrives");
 };
+
+template <class Acc, class TILE>
+struct Sums {
+    Acc bar[TILE::kBars][TILE::kWarpTiles][2][2];  // of one unit: bar, 8 outputs, strip, neighbouring outputs
+};
+
+// visit(sum, column) for every sum of a unit; column: of the unit's outputs that the warp computes.
+template <class Acc, class TILE, class Visit>
+DEVICE void for_each_sum(Sums<Acc, TILE>& sums, int lane, Visit visit) {
+#pragma unroll
+    for (auto& bar : sums.bar) {
+#pragma unroll
+        for (int j = 0; j < TILE::kWarpTiles; j++) {
+#pragma unroll
+            for (int i = 0; i < 4; i++) visit(bar[j][i / 2][i % 2], j * 8 + lane % 4 * 2 + i % 2);
+        }
+    }
+}
 
 // Bytes in shared memory. Pixels and filter lines are an odd number of 16-byte chunks apart: ldmatrix reads 8
 // neighbours without bank conflicts and every tap is a constant offset. With a stride, columns of one phase lie side by
@@ -213,12 +237,33 @@ DEVICE void gather_pixels(uint32 to, const T* x, int units, int first_channel, C
     }
 }
 
+// Which taps of the filter a block has: all of them, but for phases with different ones.
+template <bool UNEVEN>
+struct Taps {
+    template <class GIVEN>
+    DEVICE Taps(const GIVEN&, const Phase&) {}
+    DEVICE constexpr bool has_row(int) const { return true; }
+    DEVICE constexpr bool has_column(int) const { return true; }
+};
+template <>
+struct Taps<true> {
+    int rows, columns;
+
+    template <class PARAMS>
+    DEVICE Taps(const Phased<PARAMS>& given, const Phase& phase) {
+        rows = given.phases.filter[3 * phase.index + 1], columns = given.phases.filter[3 * phase.index + 2];
+    }
+    DEVICE bool has_row(int row) const { return row < rows; }
+    DEVICE bool has_column(int column) const { return column < columns; }
+};
+
 // Sum of the filter of one output over taps and channels, of a unit that is a group, in every lane of the warp.
-template <class W, class F, bool COPY>
-DEVICE int32 filter_sum(const W* w, int unit, int output, const ConvTileParams& p, int lane) {
+template <class W, class F, bool COPY, class TAPS>
+DEVICE int32 filter_sum(const W* w, int unit, int output, const ConvTileParams& p, int lane, const TAPS& taps) {
     int32 sum = 0;
 #pragma unroll 1
     for (int tap = 0; tap < F::kTaps; tap++) {
+        if (!taps.has_row(tap / F::kColumns) || !taps.has_column(tap % F::kColumns)) continue;
         const W* const from =
             w + (unit * p.w_group + output * p.w_out + tap / F::kColumns * p.w_row + tap % F::kColumns * p.w_column);
         sum += lane_sum<W, COPY ? 16 : 1>(from, p.w_channel, p.unit_channels, lane);
@@ -229,9 +274,9 @@ DEVICE int32 filter_sum(const W* w, int unit, int output, const ConvTileParams& 
 // One line per output: the taps, and of each tap the chunks of the slab. GROUPS groups share a chunk: the other groups'
 // channels get zeros. COPY: the channels lie side by side and aligned; otherwise they are gathered one by one. A
 // thread keeps its place in the line and goes from line to line.
-template <class T, class F, class TILE, int GROUPS, bool COPY>
+template <class T, class F, class TILE, int GROUPS, bool COPY, class TAPS>
 DEVICE void stage_filter(uint32 to, const T* w, int first_unit, int first_output, int slab, const ConvTileParams& p,
-                         int thread) {
+                         int thread, const TAPS& taps) {
     typedef Layout<F, TILE> L;
     constexpr int kChannels = kChunkChannels<T> / GROUPS;  // of one group in a chunk
     constexpr int kLinesAtOnce = max_of(1, TILE::kThreads / L::kLineChunks);
@@ -247,7 +292,8 @@ DEVICE void stage_filter(uint32 to, const T* w, int first_unit, int first_output
         for (int line = thread / kItemThreads; line < L::kLines; line += kLinesAtOnce) {
             const int unit = first_unit + (TILE::kUnits == 1 ? 0 : line / (TILE::kUnitTiles * 8));
             const int output = first_output + (TILE::kUnits == 1 ? line : line % (TILE::kUnitTiles * 8));
-            const bool valid = (unit < p.units) & (output < p.unit_outputs) & (chunk < p.unit_chunks);
+            const bool valid = (unit < p.units) & (output < p.unit_outputs) & (chunk < p.unit_chunks) &
+                               taps.has_row(tap / F::kColumns) & taps.has_column(tap % F::kColumns);
             const int group_in_chunk = GROUPS == 1 ? 0 : output / p.out_per_group;
             const T* const channels = from + (unit * GROUPS + group_in_chunk) * p.w_group +
                                       (output - group_in_chunk * p.out_per_group) * p.w_out;

@@ -18,6 +18,7 @@
 //          clock and multiprocessor for a tile of 128 x 128, a quarter of what L2 gives.
 // Padding: zeros in shared memory, which meet existing weights; beyond k both sides are zero. Inf in a weight makes NaN
 //          of padding, as it does where padding is zeros in memory.
+// Phases:  PHASED, several such products of the same x in one launch, see phases.cuh.
 // Limits:  fewer than 2^31 pixels; one image of x and one group of w below 2^31 elements.
 #include "epilogue.cuh"
 #include "implicit_gemm.cuh"
@@ -27,7 +28,7 @@ template <class X, class W, class B, class Y, int ACT, class TILE, class ACCESS>
 __global__ void __launch_bounds__(TILE::kThreads, TILE::kBlocks)
     implicit_gemm(const X* __restrict__ x, const W* __restrict__ w, const B* __restrict__ bias,
                   const Y* __restrict__ residual, const int32*, const int32*, Y* __restrict__ y,
-                  void* __restrict__ workspace, const ImplicitGemmParams p) {
+                  void* __restrict__ workspace, const Given<ImplicitGemmParams, ACCESS::kPhased> given) {
     typedef Plan<float, float, B, Y, IEEE, TILE, ACCESS> P;
     typedef typename P::Warp Warp;
     constexpr int kThreads = TILE::kThreads, kStages = TILE::kStages, kTileThreads = TILE::kWarps * 32;
@@ -36,10 +37,12 @@ __global__ void __launch_bounds__(TILE::kThreads, TILE::kBlocks)
     static_assert(sizeof(X) >= 2 && sizeof(X) <= 4, "float32 and 16-bit floats");
 
     const int thread = threadIdx.x;
-    const Part part(blockIdx.x, p);
+    const Phase phase(given, blockIdx.x);
+    const auto& p = params_of(given, phase);
+    const Part part(phase.block, p);
     const WarpPlace<TILE> place(thread);
     const int first_channel = part.channel_tile * P::kChannels;
-    w = opaque(w + (part.group * p.w_group + int64(first_channel) * p.w_out));
+    w = opaque(w + (phase.w + part.group * p.w_group + int64(first_channel) * p.w_out));
 
     // Shared memory: bias | table of k | table of pixels | ring, used again for the sums and the staging.
     extern __shared__ __align__(128) unsigned char shared[];
@@ -137,7 +140,8 @@ __global__ void __launch_bounds__(TILE::kThreads, TILE::kBlocks)
     __syncthreads();  // the ring is free
 
     // Store. Where, is computed again: the loop needs the registers.
-    const Part out(opaque(blockIdx.x), p);
+    const Phase whose(given, opaque(blockIdx.x));
+    const Part out(whose.block, p);
     const WarpPlace<TILE> to(opaque(threadIdx.x));
     const int tile_thread = to.warp * 32 + to.lane;
     if constexpr (TILE::kKWarps > 1) {
@@ -147,7 +151,8 @@ __global__ void __launch_bounds__(TILE::kThreads, TILE::kBlocks)
     if constexpr (TILE::kSplit) {
         const int tiles = p.channel_tiles * p.pixel_tiles * p.groups;
         const int number = (out.pixel_tile * p.groups + out.group) * p.channel_tiles + out.channel_tile;
-        if (!add_across_blocks<kTileThreads>(warp, static_cast<float*>(nullptr), workspace, number, tiles, out.split,
+        if (!add_across_blocks<kTileThreads>(warp, static_cast<float*>(nullptr), workspace,
+                                             number * whose.count + whose.index, tiles * whose.count, out.split,
                                              p.splits, to.k_warp == 0, tile_thread)) {
             return;
         }
@@ -158,11 +163,11 @@ __global__ void __launch_bounds__(TILE::kThreads, TILE::kBlocks)
         out.pixel_tile * P::kPixels + (P::kInRows ? to.row : to.column),
         out.channel_tile * P::kChannels + (P::kInRows ? to.column : to.row), to.lane};
     if (residual) {
-        output.fetch(residual + out.group * p.residual_group);
+        output.fetch(residual + (whose.residual + out.group * p.residual_group));
         copy_commit();
         copy_wait<0>();
     }
     const Epilogue<ACT, float> epilogue(p.alpha, p.beta);
     output.finish(warp, epilogue, shared_bias, to.row, to.column, residual != nullptr);
-    output.flush(y + out.group * p.y_group);
+    output.flush(y + (whose.y + out.group * p.y_group));
 }

@@ -41,6 +41,14 @@ struct ImplicitGemmParams {
 };
 static_assert(sizeof(ImplicitGemmParams) == 296, "PARAMS of families/implicit_gemm.py has the same layout");
 
+DEVICE void set_geometry(ImplicitGemmParams& p, const int32 (&padding)[3], const int32 (&filter)[3]) {
+    const int32 most = p.filter[0] * p.filter[1] * p.filter[2], taps = filter[0] * filter[1] * filter[2];
+    p.depth = p.depth / most * taps;
+    if (p.inner_taps) p.inner = taps;
+#pragma unroll
+    for (int axis = 0; axis < 3; axis++) p.padding[axis] = padding[axis], p.filter[axis] = filter[axis];
+}
+
 // The part of the problem that a block computes. Channel tiles and groups are the fastest, so that neighbours read the
 // same pixels.
 struct Part {

@@ -13,6 +13,7 @@
 // Thread:  in the epilogue, Y_BYTES at a time (16 where alignment allows), staged in the warp's own shared memory.
 // Traffic: x once per channel tile, from L2 after the first (blocks of the same pixels are neighbours in the grid);
 //          y and residual once; w once per block, from L2.
+// Phases:  PHASED, several such products of the same x in one launch, see phases.cuh.
 // Limits:  fewer than 2^31 pixels; element offsets are 64-bit.
 #include "epilogue.cuh"
 #include "pointwise_output.cuh"
@@ -24,7 +25,7 @@ __global__ void __launch_bounds__(TILE::kThreads, TILE::kBlocks)
     pointwise(const X* __restrict__ x, const W* __restrict__ w, const B* __restrict__ bias,
               const Y* __restrict__ residual, const int32* __restrict__ x_zero_point,
               const int32* __restrict__ w_zero_point, Y* __restrict__ y, void* __restrict__ workspace,
-              const PointwiseParams p) {
+              const Given<PointwiseParams, ACCESS::kPhased> given) {
     typedef Plan<X, W, B, Y, ENGINE, TILE, ACCESS> P;
     typedef typename P::Warp Warp;
     typedef typename P::Acc Acc;
@@ -32,7 +33,9 @@ __global__ void __launch_bounds__(TILE::kThreads, TILE::kBlocks)
     constexpr int kWarpSteps = TILE::kSlabBytes / Warp::kStepBytes / TILE::kKWarps;
 
     // Which part of the problem: channel tiles are the fastest, so that neighbours read the same pixels.
-    int rest = blockIdx.x;
+    const Phase phase(given, blockIdx.x);
+    const auto& p = params_of(given, phase);
+    int rest = phase.block;
     const int channel_tile = rest % p.channel_tiles;
     rest /= p.channel_tiles;
     const int part = TILE::kSplit ? rest % p.splits : 0;
@@ -40,6 +43,10 @@ __global__ void __launch_bounds__(TILE::kThreads, TILE::kBlocks)
     const int worker = rest % p.workers, group = rest / p.workers;
     x += group * p.x_group;
     w += group * p.w_group;
+    if constexpr (ACCESS::kPhased) {
+        w += phase.w, y += phase.y;
+        if (residual) residual += phase.residual;
+    }
     const int first_channel = channel_tile * P::kChannels;
 
     const int thread = threadIdx.x, lane = thread % 32, warp_id = thread / 32;
@@ -211,9 +218,10 @@ __global__ void __launch_bounds__(TILE::kThreads, TILE::kBlocks)
         }
         if constexpr (TILE::kSplit) {
             const int tiles =
-                p.channel_tiles * p.pixel_tiles * int(gridDim.x / (p.channel_tiles * p.splits * p.workers));
+                p.channel_tiles * p.pixel_tiles * int(phase.blocks / (p.channel_tiles * p.splits * p.workers));
             const int tile_id = (group * p.pixel_tiles + tile) * p.channel_tiles + channel_tile;
-            if (!add_across_blocks<kTileThreads>(warp, static_cast<Acc*>(nullptr), workspace, tile_id, tiles, part,
+            if (!add_across_blocks<kTileThreads>(warp, static_cast<Acc*>(nullptr), workspace,
+                                                 tile_id * phase.count + phase.index, tiles * phase.count, part,
                                                  p.splits, k_warp == 0, thread % kTileThreads)) {
                 return;
             }

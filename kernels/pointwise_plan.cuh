@@ -1,6 +1,7 @@
 // The arguments of the pointwise kernel, and the types and sizes that follow from its template arguments.
 #pragma once
 #include "epilogue.cuh"
+#include "phases.cuh"
 #include "pointwise_warp.cuh"
 
 // All strides in elements. Pixel axes are right-aligned, the fastest last; unused leading axes have size 1.
@@ -31,6 +32,9 @@ struct PointwiseParams {
 };
 static_assert(sizeof(PointwiseParams) == 248, "PARAMS of families/pointwise.py has the same layout");
 
+// Filters of ones without padding have none.
+DEVICE void set_geometry(PointwiseParams&, const int32 (&)[3], const int32 (&)[3]) {}
+
 enum Engine { IEEE, TENSOR_CORES, TENSOR_CORES_ZERO_POINTS };  // the last: of the filter
 
 template <int ROWS, int COLUMNS, int SLAB_BYTES, int WARP_ROWS, int WARP_COLUMNS, int STAGES, int K_WARPS, int RESIDENT,
@@ -48,10 +52,11 @@ struct Tile {
 };
 
 // PIXELS_IN_ROWS: the output's contiguous axis is its channels. TRANSPOSED: x has contiguous pixels and arrives so.
-// X_COPY, W_COPY: see Copy. X_AXES, Y_AXES: 1, 2 or 4 pixel axes. Y_BYTES: width of the stores.
-template <int PIXELS_IN_ROWS, int TRANSPOSED, int X_COPY, int X_AXES, int W_COPY, int Y_BYTES, int Y_AXES>
+// X_COPY, W_COPY: see Copy. X_AXES, Y_AXES: 1, 2 or 4 pixel axes. Y_BYTES: width of the stores. PHASED: see phases.cuh.
+template <int PIXELS_IN_ROWS, int TRANSPOSED, int X_COPY, int X_AXES, int W_COPY, int Y_BYTES, int Y_AXES,
+          int PHASED = 0>
 struct Access {
-    static constexpr bool kPixelsInRows = PIXELS_IN_ROWS, kTransposed = TRANSPOSED;
+    static constexpr bool kPixelsInRows = PIXELS_IN_ROWS, kTransposed = TRANSPOSED, kPhased = PHASED;
     static constexpr int kXCopy = X_COPY, kXAxes = X_AXES, kWCopy = W_COPY, kYBytes = Y_BYTES, kYAxes = Y_AXES;
     static_assert(!TRANSPOSED || (!PIXELS_IN_ROWS && X_COPY >= 4), "only columns may be contiguous in x");
 };

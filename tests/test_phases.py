@@ -93,15 +93,18 @@ def test_phases_meet_every_element_once(seed):
 @pytest.mark.parametrize(
     ("problem", "kernels"),
     [
-        (transposed(64, 32, 28, 4, padding=1), ["conv_tile"] * 4),
-        (transposed(64, 32, 28, 4, padding=1, last=False), ["conv_tile"] * 4),
-        (transposed(256, 128, 14, 2), ["pointwise"] * 4),
-        (transposed(256, 128, 14, 2, last=False), ["pointwise"] * 4),
-        (transposed(256, 128, 14, 2, dtype=np.float32), ["pointwise"] * 4),
-        (transposed(256, 128, 14, 3, padding=1, output_padding=1), ["pointwise"] + ["conv_tile"] * 3),
+        (transposed(64, 32, 28, 4, padding=1), ["conv_tile"]),  # all phases in one launch
+        (transposed(64, 32, 28, 4, padding=1, last=False), ["conv_tile"]),
+        (transposed(256, 128, 14, 2), ["pointwise"]),
+        (transposed(256, 128, 14, 2, last=False), ["pointwise"]),
+        (transposed(256, 128, 14, 2, dtype=np.float32), ["pointwise"]),
+        (transposed(256, 128, 14, 3, padding=1, output_padding=1), ["conv_tile"]),
+        (transposed(256, 128, 14, 3, padding=1), ["pointwise"] + ["conv_tile"] * 3),  # 27 rows: 14 and 13 of them
+        (transposed(256, 128, 14, 2, padding=((0, 1), (0, 1))), ["pointwise"] + ["conv_tile"] * 3),
         (transposed(1024, 256, 14, 1), ["pointwise"] + ["direct"] * 3),  # outputs of no tap hold the bias
-        (transposed(64, 32, 14, 4, padding=1), ["direct"]),  # small
-        (transposed(256, 128, 14, 4, dtype=np.float32, padding=1), ["implicit_gemm"] * 4),
+        (transposed(64, 32, 14, 4, padding=1), ["conv_tile"]),
+        (transposed(64, 32, 14, 3, padding=1), ["direct"]),  # 27 rows, and small
+        (transposed(256, 128, 14, 4, dtype=np.float32, padding=1), ["implicit_gemm"]),
         (transposed(256, 128, 14, 4, dtype=np.float64, padding=1), ["direct"]),  # no other kernel for the phases
         (transposed(256, 1, 112, 4, padding=1, groups=256), ["direct"]),  # depthwise
     ],
@@ -118,9 +121,11 @@ def test_a_forced_kernel_runs_the_whole():
 
 def test_explain_says_why():
     options = dict(strides=2, padding=1, transposed=True, dtype="float16", arch="sm_80", input_layout="nhwc")
-    large, small = (gpu_conv.explain((1, n, n, 64), (64, 32, 4, 4), **options) for n in (28, 14))
-    assert large.kernel == "phases" and large.rows[0] == ("phases", None) and large.launch.kernel == "conv_tile"
-    assert small.kernel == "direct" and "12.8 MFLOP are less" in small.rows[0][1]
+    one = gpu_conv.explain((1, 28, 28, 64), (64, 32, 4, 4), **options)
+    assert one.kernel == "conv_tile" and "one launch of conv_tile computes all phases" in one.rows[0][1]
+    large, small = (gpu_conv.explain((1, n, n, 64), (64, 32, 3, 3), **options) for n in (56, 14))
+    assert large.kernel == "phases" and large.rows[0] == ("phases", None) and large.launch.kernel == "pointwise"
+    assert small.kernel == "direct" and "MFLOP are less" in small.rows[0][1]
 
 
 # ------------------------------------------------------------------------------------------------------ in the emulator
@@ -128,13 +133,22 @@ def test_explain_says_why():
 LAYERS = [
     Case(name, (1, c, 5, 6), (c, o, *k), dtype, last, residual=residual, transposed=True, options=options)
     for name, c, o, k, dtype, last, residual, options in (
-        ("k4 s2", 16, 8, (4, 4), "float16", True, True, dict(strides=2, padding=1, activation="relu")),
-        ("k4 s2", 16, 8, (4, 4), "bfloat16", False, False, dict(strides=2, padding=1)),
-        ("k2 s2", 16, 24, (2, 2), "float32", True, True, dict(strides=2)),
-        ("k4 s2", 8, 12, (4, 4), "float32", True, True, dict(strides=2, padding=1)),
-        ("k3 s2", 8, 12, (3, 3), "float32", False, True, dict(strides=2, padding=1, output_padding=1)),
-        ("k2 s2", 16, 24, (2, 2), "float16", False, False, dict(strides=2, activation="gelu")),
-        ("k3 s2", 16, 8, (3, 3), "float16", True, False, dict(strides=2, padding=1, output_padding=1)),
+        ("k4 s2", 16, 8, (4, 4), "float16", True, True, dict(strides=2, padding=((1, 2), (1, 1)), activation="relu")),
+        ("k4 s2", 16, 8, (4, 4), "bfloat16", False, False, dict(strides=2, padding=((1, 1), (2, 1)))),
+        ("k2 s2", 16, 24, (2, 2), "float32", True, True, dict(strides=2, padding=((0, 1), (0, 1)))),
+        ("k4 s2", 8, 12, (4, 4), "float32", True, True, dict(strides=2, padding=((1, 2), (1, 2)))),
+        ("k3 s2", 8, 12, (3, 3), "float32", False, True, dict(strides=2, padding=1)),
+        (
+            "k2 s2",
+            16,
+            24,
+            (2, 2),
+            "float16",
+            False,
+            False,
+            dict(strides=2, padding=((1, 0), (0, 0)), activation="gelu"),
+        ),
+        ("k3 s2", 16, 8, (3, 3), "float16", True, False, dict(strides=2, padding=1)),
         ("k1 s2", 16, 8, (1, 1), "float16", True, True, dict(strides=2, output_padding=1, activation="relu6")),
         ("k5 s3 groups", 16, 8, (5, 4), "float16", True, False, dict(strides=(3, 2), groups=2, dilations=(1, 2))),
     )

@@ -215,11 +215,12 @@ def test_a_function_a_model_and_phases(file: Path, tmp_path: Path) -> None:
     assert [c.problem["padding"][0] for c in tune(file, prefers("direct"), program, None)] == [(1, 1), (0, 0)]
     (own,) = tune(file, prefers("direct"), network(tmp_path / "own.onnx"), None, dims={"n": 2})
     assert own.problem["x"]["shape"][0] == 2
-    transposed = tune(
-        file, prefers("direct"), (1, 64, 28, 28), (64, 32, 4, 4), dtype="float16", strides=2, transposed=True
-    )
-    assert {c.problem["strides"] for c in transposed} == {(1, 1)}
-    assert len(transposed) == 3, "four phases, of which two lie alike in memory"
+    up = {"dtype": "float16", "strides": 2, "transposed": True}
+    (whole,) = tune(file, prefers("direct"), (1, 64, 28, 28), (64, 32, 4, 4), **up)
+    assert whole.problem["input_dilations"] == (2, 2) and whole.kernel == "direct", "all phases in one launch"
+    phases = tune(file, prefers("direct"), (1, 64, 56, 56), (64, 32, 3, 3), **up)
+    assert {c.problem["input_dilations"] for c in phases} == {(1, 1)}
+    assert len(phases) == 4, "113 rows: launches of their own"
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])

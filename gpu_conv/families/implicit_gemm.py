@@ -11,10 +11,11 @@ from math import prod
 
 from ..launch import CTYPES, Launch, Target, pack, struct
 from ..problem import ITEMSIZE, ConvProblem, Tensor
-from . import Row
+from . import Row, phased
 from .direct import term_type
 from .implicit_gemm_tiles import Convolution
 from .outputs import GATHER_CHUNKS, GATHER_LINES, Outputs
+from .phased import Launched, launched
 from .pointwise_model import choose, fitting
 from .pointwise_tiles import Engine, Tile
 
@@ -50,13 +51,11 @@ def refuses(p: ConvProblem, target: Target) -> str | None:
         return "a group has one input channel: that is depthwise"
     if p.is_pointwise:
         return f"a filter of {p.filter} without padding has nothing implicit: that is pointwise"
-    if any(d != 1 for d in p.input_dilations):
-        return f"does not dilate the input, got {p.input_dilations}; without kernel=, phases do that"
     if not p.y.size or not p.taps:
         return "needs at least one output and one input channel"
     if p.batch * prod(p.out_spatial) >= _LIMIT - 2**9:
         return f"counts pixels in 32 bits, got {p.batch} x {p.out_spatial}"
-    return _refuses_memory(p)
+    return phased.refuses(p) or _refuses_memory(launched(p).problem)
 
 
 def _refuses_memory(p: ConvProblem) -> str | None:
@@ -76,8 +75,8 @@ def _refuses_memory(p: ConvProblem) -> str | None:
 
 def plan(p: ConvProblem, target: Target, tile: Tile | None = None) -> Launch:
     """The launch with a given tile, or with the one that the model in ``pointwise_model`` finds fastest."""
-    access, demand = _Access(p), demand_of(p)
-    tile = tile or choose(demand, target)
+    access, demand, phases = _Access.of(p), demand_of(p), launched(p)
+    tile, p = tile or choose(demand, target), phases.problem
     pixel_tiles, channel_tiles = demand.tiles(tile)
     splits = demand.splits(tile, target)
     params = pack(
@@ -112,9 +111,9 @@ def plan(p: ConvProblem, target: Target, tile: Tile | None = None) -> Launch:
         source="implicit_gemm.cu",
         kernel="implicit_gemm",
         template=(*types, p.activation.code if p.activation else 0, tile.cpp, access.cpp),
-        grid=(channel_tiles * splits * pixel_tiles * p.groups, 1, 1),
+        grid=(channel_tiles * splits * pixel_tiles * demand.groups, 1, 1),
         block=(tile.threads, 1, 1),
-        params=params,
+        params=params + phases.params,
         shared_bytes=demand.shared_bytes(tile),
         workspace_bytes=demand.workspace_bytes(tile, splits),
         ticket_bytes=demand.ticket_bytes(tile),
@@ -128,12 +127,14 @@ def tiles(p: ConvProblem, target: Target) -> list[Tile]:
 
 def demand_of(p: ConvProblem) -> Convolution:
     """The product that a problem asks for. In shared memory all elements are float32."""
-    access = _Access(p)
+    access, phases = _Access.of(p), launched(p)
+    taps = [prod(filter_) for _, filter_ in phases.windows]
+    p = phases.problem
     return Convolution(
         pixels=p.batch * prod(p.out_spatial),
         channels=p.out_per_group,
-        groups=p.groups,
-        k=p.taps,
+        groups=p.groups * phases.count,
+        k=p.in_per_group * sum(taps) // phases.count,
         x_size=4,
         y_size=ITEMSIZE[p.y.dtype],
         residual=p.residual is not None,
@@ -141,8 +142,9 @@ def demand_of(p: ConvProblem) -> Convolution:
         pixels_in_rows=access.pixels_in_rows,
         x_copy=16 if access.x_copy == 16 else 4,
         w_copy=16 if access.w_copy == 16 else 4,
-        taps=prod(p.filter),
+        rereads=sum(taps),
         axes=access.axes,
+        phased=bool(phases.starts),
     )
 
 
@@ -154,16 +156,27 @@ def _three(values: tuple[int, ...], fill: int) -> tuple[int, ...]:
 class _Access(Outputs):
     """How the kernel reads and writes: the template ``Access``, and the order in which it counts k."""
 
+    phases: Launched
+
+    @classmethod
+    def of(cls, p: ConvProblem) -> _Access:
+        """For a problem that is not refused."""
+        phases = launched(p)
+        return cls(phases.problem, phases)
+
     @cached_property
     def axes(self) -> int:
         """Spatial axes, from the first padded one on; at least one."""
+        padded = [self._is_padded(axis) for axis in range(self.p.rank)]
+        return self.p.rank - padded.index(True) if any(padded) else 1
+
+    def _is_padded(self, axis: int) -> bool:
         p = self.p
-        axes = zip(p.in_spatial, p.filter, p.out_spatial, p.strides, p.padding, p.dilations, strict=True)
-        padded = [
-            lo > 0 or (out - 1) * step - lo + (k - 1) * dilation >= size
-            for size, k, out, step, (lo, _), dilation in axes
-        ]
-        return p.rank - padded.index(True) if any(padded) else 1
+        last = (p.out_spatial[axis] - 1) * p.strides[axis]  # where the window of the last output begins, unpadded
+        return any(
+            low[axis] > 0 or last - low[axis] + (taps[axis] - 1) * p.dilations[axis] >= p.in_spatial[axis]
+            for low, taps in self.phases.windows
+        )
 
     @cached_property
     def x_copy(self) -> int:
@@ -221,7 +234,7 @@ class _Access(Outputs):
         y_axes = 1 if len(self.y_axes) <= 1 else 2 if len(self.y_axes) == 2 else 4
         x_copy = 4 if self.transposed else self.x_copy
         numbers = (self.pixels_in_rows, self.transposed, x_copy, self.axes, self.w_copy, self.y_bytes, y_axes)
-        return f"Access<{', '.join(str(int(n)) for n in numbers)}>"
+        return f"Access<{', '.join(str(int(n)) for n in (*numbers, *self.phases.template))}>"
 
 
 ROWS = (Row("implicit_gemm", refuses, plan, tiles),)

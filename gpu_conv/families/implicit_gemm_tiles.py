@@ -64,8 +64,10 @@ TILES: dict[bool, tuple[Tile, ...]] = {
     ),
 }
 
-# What takes the place of a tile where several axes are padded: with 4 blocks, 8 to 16 bytes were spilled.
+# What takes the place of a tile where several axes are padded, and where there are phases: with 4 blocks, 8 to 16 and
+# 8 to 32 bytes were spilled.
 ROOMY = {_tile(64, 128, 32, 64, 4, split=True): _tile(64, 128, 32, 64, 3, split=True)}
+ROOMY_PHASED = ROOMY | {_tile(64, 128, 32, 64, 4): _tile(64, 128, 32, 64, 3)}
 
 
 @dataclass(frozen=True)
@@ -73,21 +75,17 @@ class Convolution(Demand):
     """A product whose rows or columns are patches of x.
 
     Attributes:
-        taps: filter positions: an element of x is read so many times, from device memory about once.
         axes: spatial axes with padding, as the kernel counts them.
+        phased: whether one launch computes all phases of a dilated input.
     """
 
-    taps: int = 1
     axes: int = 1
+    phased: bool = False
 
     @property
     def choices(self) -> tuple[Tile, ...]:
-        found = TILES[self.pixels_in_rows]
-        return found if self.axes == 1 else tuple(ROOMY.get(tile, tile) for tile in found)
-
-    @property
-    def rereads(self) -> int:
-        return self.taps
+        roomy = ROOMY_PHASED if self.phased else ROOMY if self.axes > 1 else {}
+        return tuple(roomy.get(tile, tile) for tile in TILES[self.pixels_in_rows])
 
     def splits(self, tile: Tile, target: Target) -> int:
         """Where more blocks would cost the last one more than they save, fewer than fill the device."""

@@ -8,9 +8,10 @@ from math import prod
 
 from ..launch import CTYPES, Launch, Target, pack, struct
 from ..problem import ITEMSIZE, ConvProblem
-from . import Row
+from . import Row, phased
 from .direct import term_type
 from .outputs import GATHER_CHUNKS, GATHER_LINES, Axis, Outputs, access_width, collapse, field_of
+from .phased import Launched, launched
 from .pointwise_model import Demand, choose, fitting
 from .pointwise_tiles import Engine, Tile
 
@@ -32,8 +33,8 @@ _INPUTS = ("float32", "float16", "bfloat16", "int8", "uint8")
 
 def refuses(p: ConvProblem, target: Target) -> str | None:
     """Why this family cannot run the problem, or None."""
-    if not p.is_pointwise:
-        return f"needs a filter of ones, no padding and no input dilation, got filter {p.filter}, padding {p.padding}"
+    if reason := phased.refuses(p) or _refuses_filter(p):
+        return reason
     if p.x.dtype not in _INPUTS or p.accumulate not in ("float32", "int32") or p.y.dtype not in CTYPES:
         return f"computes float32, float16, bfloat16 and 8-bit integers, got {p.x.dtype} -> {p.y.dtype}"
     if target.capability < 80 and p.x.dtype == "bfloat16":
@@ -44,17 +45,26 @@ def refuses(p: ConvProblem, target: Target) -> str | None:
         return "needs at least one output and one input channel"
     if p.batch * prod(p.out_spatial) >= 2**31 - 2**9:
         return f"counts pixels in 32 bits, got {p.batch} x {p.out_spatial}"
-    if max(len(_Access(p).x_axes), len(_Access(p).y_axes)) > 4:
+    access = _Access.of(p)
+    if max(len(access.x_axes), len(access.y_axes)) > 4:
         return f"walks over at most 4 strided axes, batch included, got the output {p.out_spatial}"
-    if any(stride < 0 for _, stride in _Access(p).x_axes):
+    if any(stride < 0 for _, stride in access.x_axes):
         return f"takes a negative offset of a pixel for one outside of the input, got strides {p.x.strides} of x"
     return None
 
 
+def _refuses_filter(p: ConvProblem) -> str | None:
+    phases = launched(p)
+    if phases.problem.is_pointwise and all(not any(lo) for lo, _ in phases.windows) and phases.same_taps:
+        return None
+    what = "filters of ones in all phases of a dilated input" if phases.starts else "a filter of ones"
+    return f"needs {what} and no padding, got filter {p.filter}, padding {p.padding}"
+
+
 def plan(p: ConvProblem, target: Target, tile: Tile | None = None) -> Launch:
     """The launch with a given tile, or with the one that the model in ``pointwise_model`` finds fastest."""
-    access, demand = _Access(p), demand_of(p)
-    tile = tile or choose(demand, target)
+    access, demand, phases = _Access.of(p), demand_of(p), launched(p)
+    tile, p = tile or choose(demand, target), phases.problem
     pixel_tiles, channel_tiles = demand.tiles(tile)
     workers, splits = demand.workers(tile, target), demand.splits(tile, target)
     params = pack(
@@ -85,9 +95,9 @@ def plan(p: ConvProblem, target: Target, tile: Tile | None = None) -> Launch:
             tile.cpp,
             access.cpp,
         ),
-        grid=(channel_tiles * splits * workers * p.groups, 1, 1),
+        grid=(channel_tiles * splits * workers * demand.groups, 1, 1),
         block=(tile.threads, 1, 1),
-        params=params,
+        params=params + phases.params,
         shared_bytes=demand.shared_bytes(tile),
         workspace_bytes=demand.workspace_bytes(tile, splits),
         ticket_bytes=demand.ticket_bytes(tile),
@@ -101,12 +111,14 @@ def tiles(p: ConvProblem, target: Target) -> list[Tile]:
 
 def demand_of(p: ConvProblem) -> Demand:
     """The product that a problem asks for."""
-    access = _Access(p)
+    access, phases = _Access.of(p), launched(p)
+    p = phases.problem
     return Demand(
         pixels=p.batch * prod(p.out_spatial),
         channels=p.out_per_group,
-        groups=p.groups,
+        groups=p.groups * phases.count,
         k=p.in_per_group,
+        rereads=phases.count,
         x_size=ITEMSIZE[p.x.dtype],
         y_size=ITEMSIZE[p.y.dtype],
         bias_size=16 if p.requantizes else 4,
@@ -130,6 +142,14 @@ def _engine(p: ConvProblem) -> Engine:
 @dataclass(frozen=True)
 class _Access(Outputs):
     """How the kernel walks over pixels and how wide it reads and writes: the template ``Access``."""
+
+    phases: Launched
+
+    @classmethod
+    def of(cls, p: ConvProblem) -> _Access:
+        """For a problem that is not refused."""
+        phases = launched(p)
+        return cls(phases.problem, phases)
 
     @cached_property
     def x_axes(self) -> tuple[Axis, ...]:
@@ -176,7 +196,7 @@ class _Access(Outputs):
         """The template argument."""
         x_axes, y_axes = (1 if len(a) <= 1 else 2 if len(a) == 2 else 4 for a in (self.x_axes, self.y_axes))
         numbers = (self.pixels_in_rows, self.transposed, self.x_copy, x_axes, self.w_copy, self.y_bytes, y_axes)
-        return f"Access<{', '.join(str(int(n)) for n in numbers)}>"
+        return f"Access<{', '.join(str(int(n)) for n in (*numbers, *self.phases.template))}>"
 
 
 ROWS = (Row("pointwise", refuses, plan, tiles),)

@@ -15,13 +15,14 @@ class Demand:
 
     Attributes:
         pixels, channels, k: sizes of the product of one group.
-        groups: how many products.
+        groups: how many products: phases of a dilated input count.
         x_size, y_size: bytes per element.
         bias_size: bytes per channel of what the epilogue takes.
         residual: whether a tensor like the output is read as well.
         engine, pixels_in_rows: as in the kernel's templates.
         x_copy, w_copy: bytes per asynchronous copy of x and w; less than 4: gathered element by element.
         one_axis: whether the pixels of x, and those of y, have one stride.
+        rereads: how often an element of x is read by one tile or by phases, from device memory once.
     """
 
     pixels: int
@@ -37,6 +38,7 @@ class Demand:
     w_copy: int = 16
     bias_size: int = 4
     one_axis: bool = True
+    rereads: int = 1
 
     def tile_sizes(self, tile: Tile) -> tuple[int, int]:
         """Pixels and channels of a tile."""
@@ -96,11 +98,6 @@ class Demand:
     def ticket_bytes(self, tile: Tile) -> int:
         """One ticket per tile, padded to 32 of them."""
         return 4 * ceil(self.groups * prod(self.tiles(tile)) / 32) * 32 if tile.split else 0
-
-    @property
-    def rereads(self) -> int:
-        """How often an element of x is read by one tile, from device memory once."""
-        return 1
 
     def joining(self, tile: Tile, splits: int) -> float:
         """Clocks in which the last block of a tile adds the sums of the others; few here, and left out."""

@@ -7,8 +7,9 @@ from math import prod
 
 from ..launch import CTYPES, Launch, Target, pack, struct
 from ..problem import ITEMSIZE, ConvProblem, Tensor
-from . import Row
+from . import Row, phased
 from .direct import activation_parameters, term_type
+from .phased import Launched, launched
 from .tile_model import Demand, Tile, choose, fitting
 
 PARAMS = struct(
@@ -46,13 +47,14 @@ def refuses(p: ConvProblem, target: Target) -> str | None:
         return "of integers, it takes no residual and no filter with zero points; 0 on the host is none"
     if p.rank not in (1, 2):
         return f"has 1 or 2 spatial axes, got {p.rank}"
-    if any(d != 1 for d in p.input_dilations):
-        return f"does not dilate the input, got {p.input_dilations}"
     if not p.y.size or not p.taps:
         return "needs at least one output and one input channel"
-    if prod(p.filter) > _MOST_TAPS:
-        return f"unrolls at most {_MOST_TAPS} taps, got {p.filter}"
-    return _refuses_channels(p) or _refuses_memory(p) or _refuses_tiles(p, target)
+    if reason := phased.refuses(p):
+        return reason
+    one = launched(p).problem
+    if prod(one.filter) > _MOST_TAPS:
+        return f"unrolls at most {_MOST_TAPS} taps, got {one.filter}"
+    return _refuses_channels(p) or _refuses_memory(one) or _refuses_tiles(p, target)
 
 
 def _refuses_channels(p: ConvProblem) -> str | None:
@@ -87,6 +89,8 @@ def _image_span(t: Tensor) -> int:
 
 def demand_of(p: ConvProblem) -> Demand:
     """The convolution as far as the choice of a tile depends on it."""
+    phases = launched(p)
+    p = phases.problem
     shared = p.in_per_group in (2, 4) and p.in_channels % 8 == 0 and p.x.dtype in _DTYPES
     sharing = 8 // p.in_per_group if shared else 1
     return Demand(
@@ -107,6 +111,7 @@ def demand_of(p: ConvProblem) -> Demand:
         chunk=16 // ITEMSIZE[p.x.dtype],
         term_size=16 if p.requantizes else 4,
         costly=p.activation is not None and p.activation.name in ("gelu", "softplus"),
+        phases=phases.count,
     )
 
 
@@ -121,8 +126,8 @@ def plan(p: ConvProblem, target: Target, tile: Tile | None = None) -> Launch:
     Filters whose input channels are contiguous (``ohwi``) are copied as they lie; others are gathered element by
     element, which costs little where the filter stays in shared memory, about a third of the time where it is streamed.
     """
-    demand = demand_of(p)
-    tile = tile or choose(demand, target)
+    demand, phases = demand_of(p), launched(p)
+    tile, p = tile or choose(demand, target), phases.problem
     assert tile is not None, "refused"
     residual = p.residual or p.y
     row_tiles, column_tiles, _ = demand.tiles(tile)
@@ -187,11 +192,11 @@ def plan(p: ConvProblem, target: Target, tile: Tile | None = None) -> Launch:
             code,
             f"Filter<{', '.join(map(str, (*demand.filter, *demand.strides, *demand.dilations)))}>",
             tile.cpp(demand.blocks(tile, target)),
-            _Access(p).cpp(demand.sharing),
+            _Access(p).cpp(demand.sharing, phases),
         ),
         grid=(blocks * workers, 1, 1),
         block=(tile.threads, 1, 1),
-        params=params,
+        params=params + phases.params,
         shared_bytes=demand.shared_bytes(tile),
     )
 
@@ -259,10 +264,11 @@ class _Access:
             width //= 2
         return width
 
-    def cpp(self, sharing: int) -> str:
+    def cpp(self, sharing: int, phases: Launched) -> str:
         """The template argument."""
+        phased = [2 - phases.same_taps] if phases.starts else []
         flags = (self.x_copy, self.w_copy, self.p.residual is not None, self.y_channels)
-        return f"Access<{', '.join(str(int(n)) for n in (sharing, *flags, self.y_bytes))}>"
+        return f"Access<{', '.join(str(int(n)) for n in (sharing, *flags, self.y_bytes, *phased))}>"
 
 
 ROWS = (Row("conv_tile", refuses, plan, tiles),)

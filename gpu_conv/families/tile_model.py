@@ -87,6 +87,7 @@ class Demand(NamedTuple):
         residual: whether a tensor like the output is read as well.
         x_gathered, w_gathered: whether they are read element by element.
         costly: whether the activation is one of those that need most registers.
+        phases: convolutions in one launch, those of a dilated input.
     """
 
     images: int
@@ -106,6 +107,7 @@ class Demand(NamedTuple):
     chunk: int = 8
     term_size: int = 4
     costly: bool = False
+    phases: int = 1
 
     @property
     def unit_chunks(self) -> int:
@@ -131,7 +133,7 @@ class Demand(NamedTuple):
 
     def channel_blocks(self, tile: Tile) -> int:
         """Blocks for one tile of pixels."""
-        return ceil(self.units / tile.units) * self.parts(tile)
+        return ceil(self.units / tile.units) * self.parts(tile) * self.phases
 
     def input_pixels(self, tile: Tile) -> tuple[int, int]:
         """Rows and columns of the input under a tile."""
@@ -280,7 +282,7 @@ def _terms(d: Demand, tile: Tile, together: int) -> tuple[float, ...]:
     in_rows, in_columns = d.input_pixels(tile)
     channels = min(tile.units, d.units) * d.unit_chunks * 16
     outputs = min(tile.units * min(tile.unit_tiles * 8, d.unit_outputs), d.units * d.unit_outputs)
-    moved = d.images * d.sizes[0] * d.sizes[1] / tiles * channels / d.parts(tile)
+    moved = d.images * d.sizes[0] * d.sizes[1] / tiles * channels / (d.parts(tile) * d.phases)
     loaded = tile.images * min(in_rows, d.sizes[0]) * min(in_columns, d.sizes[1]) * channels
     written = d.images * d.out[0] * d.out[1] / tiles * outputs * d.y_size * (2 if d.residual else 1)
     weights = 0 if tile.resident else slabs * d.filter_bytes(tile)

@@ -280,7 +280,7 @@ def problem(x_shape, w_shape, *, dtype="float16", **options):
         ((1, 8, 8, 16), (16, 3, 3, 16), "sm_80", {"dtype": "float32"}, "float16, bfloat16, int8 and uint8"),
         ((1, 9, 9, 16), (16, 9, 9, 16), "sm_80", {}, "at most 49 taps"),
         ((1, 8, 8, 16), (16, 3, 3, 1), "sm_80", {"groups": 16}, "depthwise"),
-        ((1, 8, 8, 16), (16, 3, 3, 16), "sm_80", {"input_dilations": 2}, "does not dilate"),
+        ((1, 8, 8, 16), (16, 3, 3, 16), "sm_80", {"input_dilations": 2, "strides": 3}, "one size"),
         ((1, 8, 8, 8, 16), (16, 3, 3, 3, 16), "sm_80", {"input_layout": "ndhwc", "filter_layout": "odhwi"}, "1 or 2"),
     ],
 )
