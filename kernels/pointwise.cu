@@ -43,10 +43,18 @@ __global__ void __launch_bounds__(TILE::kThreads, TILE::kBlocks)
     const int worker = rest % p.workers, group = rest / p.workers;
     x += group * p.x_group;
     w += group * p.w_group;
-    if constexpr (ACCESS::kPhased) {
-        w += phase.w, y += phase.y;
-        if (residual) residual += phase.residual;
-    }
+    if constexpr (ACCESS::kPhased) w += phase.w;
+    // Looked up again where they are needed: the loop has no registers for them.
+    const auto y_of_group = [&] {
+        if constexpr (ACCESS::kPhased) return y + (Phase(given, opaque(blockIdx.x)).y + group * p.y_group);
+        return y + group * p.y_group;
+    };
+    const auto residual_of_group = [&] {
+        if constexpr (ACCESS::kPhased) {
+            return residual + (Phase(given, opaque(blockIdx.x)).residual + group * p.residual_group);
+        }
+        return residual + group * p.residual_group;
+    };
     const int first_channel = channel_tile * P::kChannels;
 
     const int thread = threadIdx.x, lane = thread % 32, warp_id = thread / 32;
@@ -72,7 +80,7 @@ __global__ void __launch_bounds__(TILE::kThreads, TILE::kBlocks)
             return first_channel + channel < p.out_channels ? w + (first_channel + channel) * p.w_out : nullptr;
         };
         if constexpr (ACCESS::kWCopy < 4) {
-            gather_lines<W, typename P::KLines, P::kChannels, kThreads, ACCESS::kWCopy>(
+            gather_lines<W, typename P::KLines, P::kChannels, kThreads, ACCESS::kWCopy, P::kGatheredAtOnce>(
                 tile, thread, slab * P::kSlab, p.in_channels, p.w_channel, line);
         } else {
             stage_lines<W, typename P::KLines, P::kChannels, kThreads, ACCESS::kWCopy>(
@@ -90,8 +98,8 @@ __global__ void __launch_bounds__(TILE::kThreads, TILE::kBlocks)
 #pragma unroll 1
         for (int slab = 0; slab < slabs; slab++) stage_filter(filter + slab * P::kWBytes, slab);
     }
-    PixelSource<X, typename P::XLines, P::kPixels, P::kSlab, kThreads, ACCESS::kXCopy, ACCESS::kXAxes,
-                ACCESS::kTransposed, PointwiseParams>
+    PixelSource<X, typename P::XLines, P::kPixels, P::kSlab, kThreads, ACCESS::kXCopy, P::kGatheredAtOnce,
+                ACCESS::kXAxes, ACCESS::kTransposed, PointwiseParams>
         pixels(x, p, thread);
     int next_tile = worker, next_slab = first_slab;
     pixels.enter(next_tile);
@@ -138,7 +146,7 @@ __global__ void __launch_bounds__(TILE::kThreads, TILE::kBlocks)
         auto next_slab_arrived = [&](bool first) {
             copy_wait<kStages - 2>();
             __syncthreads();  // the slab before it has been read, too
-            if (TILE::kResident && first && residual) output.fetch(residual + group * p.residual_group);
+            if (TILE::kResident && first && residual) output.fetch(residual_of_group());
             fetch_next(stage == 0 ? kStages - 1 : stage - 1);
         };
         auto tile_of = [&](bool of_x, int slab) {
@@ -232,13 +240,13 @@ __global__ void __launch_bounds__(TILE::kThreads, TILE::kBlocks)
             if constexpr (TILE::kResident) {
                 copy_wait_for<kStages - 1>(slabs - 1);  // the residual came with the first slab's group
             } else {
-                output.fetch(residual + group * p.residual_group);
+                output.fetch(residual_of_group());
                 copy_commit();
                 copy_wait<0>();
             }
         }
         output.finish(warp, epilogue, shared_bias, warp_row, warp_column, residual != nullptr);
-        output.flush(y + group * p.y_group);
+        output.flush(y_of_group());
         if constexpr (!TILE::kResident) return;
     }
     copy_wait<0>();

@@ -94,6 +94,10 @@ struct Plan {
     static constexpr int kXBytes = kPixels * TILE::kSlabBytes, kWBytes = kChannels * TILE::kSlabBytes;
     static constexpr int kStageBytes = kXBytes + (TILE::kResident ? 0 : kWBytes);
 
+    // Chunks of 16 bytes that a thread gathers together. Of 16-bit elements two are 16 loads under way, which spilled
+    // up to 92 bytes where the filter is gathered as well.
+    static constexpr int kGatheredAtOnce = sizeof(X) == 1 || (sizeof(X) == 2 && ACCESS::kWCopy < 4) ? 1 : 2;
+
     // Rows of the staged output: an odd number of 16-byte chunks for narrow elements, an odd number of pairs of chunks
     // for 32-bit ones: the 8 or 4 rows that a warp writes at once then lie in different banks.
     static constexpr int kChunks = ceil_div(TILE::kWarpColumns * int(sizeof(Y)), 16);

@@ -58,11 +58,11 @@ DEVICE void stage_lines(uint32 tile, const T* anywhere, int tid, int first_k, in
     }
 }
 
-// The same for any stride of k, through registers.
-template <class T, class L, int LINES, int THREADS, int COPY, class Address>
+// The same for any stride of k, through registers. AT_ONCE: 16-byte chunks whose loads are under way together.
+template <class T, class L, int LINES, int THREADS, int COPY, int AT_ONCE, class Address>
 DEVICE void gather_lines(uint32 tile, int tid, int first_k, int end_k, int64 k_stride, Address address) {
     constexpr int kElements = 16 / sizeof(T), kTotal = LINES * L::kChunks;
-#pragma unroll(sizeof(T) == 1 ? 1 : 2)  // 16 loads under way
+#pragma unroll AT_ONCE
     for (int u = tid; u < kTotal; u += THREADS) {
         const int line = COPY == GATHER_LINES ? u % LINES : u / L::kChunks;
         const int chunk = COPY == GATHER_LINES ? u / LINES : u % L::kChunks;
@@ -80,7 +80,8 @@ DEVICE void gather_lines(uint32 tile, int tid, int first_k, int end_k, int64 k_s
 }
 
 // The pixels of one block: tiles of PIXELS pixels, in slabs of SLAB elements of k.
-template <class X, class L, int PIXELS, int SLAB, int THREADS, int COPY, int AXES, bool TRANSPOSED, class Params>
+template <class X, class L, int PIXELS, int SLAB, int THREADS, int COPY, int AT_ONCE, int AXES, bool TRANSPOSED,
+          class Params>
 struct PixelSource {
     static constexpr int kLines = TRANSPOSED ? SLAB : PIXELS;
     static constexpr bool kGather = COPY < 4;
@@ -127,8 +128,8 @@ struct PixelSource {
                 copy_async<COPY>(tile + U::place(tid, i), valid ? column + k * p.x_channel : x, valid);
             }
         } else if constexpr (kGather) {
-            gather_lines<X, L, PIXELS, THREADS, COPY>(tile, tid, first_k, end_k, p.x_channel,
-                                                      [&](int line) { return pixel(line); });
+            gather_lines<X, L, PIXELS, THREADS, COPY, AT_ONCE>(tile, tid, first_k, end_k, p.x_channel,
+                                                               [&](int line) { return pixel(line); });
         } else {
             stage_lines<X, L, PIXELS, THREADS, COPY>(tile, x, tid, first_k, end_k, [&](int i, int line) {
                 if constexpr (kKeepLines) return at(kept[i]);

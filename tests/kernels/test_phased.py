@@ -229,7 +229,7 @@ BUGS = (
     ("implicit_gemm.cu", 4, "p.padding[axis] = padding[axis], ", ""),
     ("implicit_gemm.cu", 3, ", p.filter[axis] = filter[axis]", ""),
     ("implicit_gemm.cu", 3, "number * whose.count + whose.index", "number"),
-    ("pointwise.cu", 2, "if (residual) residual += phase.residual;", ""),
+    ("pointwise.cu", 2, "Phase(given, opaque(blockIdx.x)).residual + ", ""),
     ("pointwise.cu", 2, "tile_id * phase.count + phase.index", "tile_id"),
 )
 

@@ -8,7 +8,7 @@ from gpu_conv.cuda import compiler
 from gpu_conv.cuda.targets import KNOWN_TARGETS
 from gpu_conv.emulator import EmulationError, Emulator
 from gpu_conv.families import Row, pointwise
-from gpu_conv.families.pointwise_tiles import TILES, Engine
+from gpu_conv.families.pointwise_tiles import SPILLING_TF32, TILES, Engine
 from tests.kernels.checking import ARCHES, TARGETS, arrays, assert_lean, assert_params_match, plant, run
 
 ROW = pointwise.ROWS[0]
@@ -283,6 +283,25 @@ def test_registers_do_not_spill(engine):
         launch = pointwise.plan(problem, KNOWN_TARGETS[arch], tile)
         assert_lean([launch], [arch])
         assert compiler.compile_launch(launch, arch).registers * launch.threads * tile.blocks <= 65536
+
+
+@pytest.mark.parametrize(("arch", "offered"), [("sm_90a", 2), ("sm_100", 0), ("sm_120", 0)])
+def test_wide_tiles_of_tf32_are_for_architectures_with_registers_for_them(arch, offered):
+    x, w, layout = conv1x1("float32", 64, 256, (8, 8))
+    problem = arguments.prepare(x, w, precision="tf32", **layout).problem
+    assert len(SPILLING_TF32.intersection(pointwise.tiles(problem, KNOWN_TARGETS[arch]))) == offered
+    assert SPILLING_TF32 <= set(TILES[Engine.TENSOR_CORES, True])
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_120"])
+def test_a_gathered_filter_does_not_spill(arch):
+    """16 loads under way of its 16-bit elements did; the other kernels of the matrix copy it."""
+    x, w = np.empty((1, 64, 28, 28), np.float16), np.empty((64, 256, 1, 1), np.float16)
+    problem = arguments.prepare(x, w, filter_layout="iohw", activation="gelu").problem
+    target = KNOWN_TARGETS[arch]
+    tiles = [tile for tile in pointwise.tiles(problem, target) if (tile.warp_rows, tile.warp_columns) == (48, 32)]
+    assert tiles
+    assert_lean([pointwise.plan(problem, target, tile) for tile in tiles], [arch])
 
 
 def test_params():
