@@ -92,7 +92,7 @@ def on_cupy(layer: Decoder, dtype: str, batch: int) -> dict[str, float]:
 
 
 def predicted(layer: Decoder, dtype: str, batch: int) -> dict[str, float]:
-    """Milliseconds of both as a model has them: every launch of every phase, one after the other."""
+    """Milliseconds of both as a model has them: every launch, one after the other."""
     from model import predicted_us
 
     from gpu_conv import dispatch, execute

@@ -269,4 +269,4 @@ def test_decoders_beside_convolutions(monkeypatch: pytest.MonkeyPatch, tmp_path:
     decoders.main()
     modelled = json.loads(file.read_text())
     assert modelled["device"] == "model" and [row["dtype"] for row in modelled["rows"]] == ["float32", "float16"]
-    assert all(0 < row["forward"] < row["transposed"] for row in modelled["rows"])  # one launch, and one per phase
+    assert all(0.5 < row["ratio"] < 1.3 for row in modelled["rows"])  # all phases in one launch

@@ -140,11 +140,12 @@ def test_torch_transposed(rng, configurations):
         compare(got, arranged(want, axes, yl), (x.shape, w.shape, xl, wl, yl, options, asked))
 
 
-def test_jax(rng, configurations):
+@pytest.mark.parametrize("part", range(3))  # JAX compiles each for 0.15 s: one test would run on after all others
+def test_jax(part, rng, configurations):
     """conv_general_dilated in full: dilations, negative padding, both kinds of groups, dimension numbers."""
     jax = pytest.importorskip("jax")
     jax.config.update("jax_enable_x64", True)
-    for _ in range(configurations):
+    for _ in range(configurations // 3):
         rank = int(rng.integers(0, 4))
         groups, c, o = channels(rng)
         batch_groups = groups if rng.random() < 0.25 else 1

@@ -10,7 +10,7 @@ from ..problem import ITEMSIZE, ConvProblem, Tensor
 from . import Row, phased
 from .direct import activation_parameters, term_type
 from .phased import Launched, launched
-from .tile_model import Demand, Tile, choose, fitting
+from .tile_model import Demand, Tile, candidates, choose, fitting
 
 PARAMS = struct(
     "ConvTileParams",
@@ -78,7 +78,8 @@ def _refuses_memory(p: ConvProblem) -> str | None:
 
 
 def _refuses_tiles(p: ConvProblem, target: Target) -> str | None:
-    if choose(demand_of(p), target) is None:
+    demand = demand_of(p)
+    if not any(demand.blocks(tile, target) for tile in candidates(demand)):
         return f"a tile needs more than the {target.shared_per_block} bytes of shared memory of one block"
     return None
 
