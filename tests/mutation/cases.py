@@ -21,7 +21,7 @@ from tests.kernels import checking
 # Where the tests of each kernel are: modules.
 TESTS = {
     "direct": "direct",
-    "pointwise": "pointwise",
+    "pointwise": "pointwise phased",
     "depthwise": "depthwise depthwise_long",
     "depthwise_ncw": "depthwise",
     "depthwise_nchw": "depthwise",
@@ -30,8 +30,8 @@ TESTS = {
     "depthwise_nhwc_tile": "depthwise",
     "depthwise_toeplitz": "toeplitz",
     "depthwise_toeplitz_tall": "toeplitz",
-    "conv_tile": "tile",
-    "implicit_gemm": "implicit_gemm",
+    "conv_tile": "tile phased",
+    "implicit_gemm": "implicit_gemm phased",
 }
 STEPS = 3  # times the basic blocks that the correct kernel needs: more is an endless loop
 
