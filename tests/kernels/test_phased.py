@@ -55,6 +55,8 @@ LAYERS = (  # and how many phases they have
     (2, up("k3 1-D", 24, 40, (70,), (3,), **PADDED)),
     (8, up("k3 3-D", 8, 12, (2, 3, 2), (3, 3, 3), "float16", **PADDED)),
     (4, up("k3 int8", 32, 24, (5, 6), (3, 3), "int8", x_zero_point=-3, **PADDED)),
+    (4, up("k4, paddings", 16, 136, (5, 6), (4, 4), padding=(2, 1))),
+    (4, up("k4, paddings", 8, 136, (5, 6), (4, 4), "float32", padding=(1, 2))),
     (4, up("k5 x k4", 16, 8, (4, 6), (5, 4), padding=(2, 1), output_padding=(1, 0))),
     (6, up("k5 x k4, strides", 8, 12, (4, 5), (5, 4), "float32", strides=(3, 2), output_padding=(1, 0))),
     (6, up("k5 x k4, strides", 8, 12, (4, 5), (5, 4), strides=(3, 2), output_padding=(1, 0))),
