@@ -15,7 +15,7 @@ from . import Row, phased
 from .direct import term_type
 from .implicit_gemm_tiles import Convolution
 from .outputs import GATHER_CHUNKS, GATHER_LINES, Outputs
-from .phased import Launched, launched
+from .phased import launched
 from .pointwise_model import choose, fitting
 from .pointwise_tiles import Engine, Tile
 
@@ -75,8 +75,8 @@ def _refuses_memory(p: ConvProblem) -> str | None:
 
 def plan(p: ConvProblem, target: Target, tile: Tile | None = None) -> Launch:
     """The launch with a given tile, or with the one that the model in ``pointwise_model`` finds fastest."""
-    access, demand, phases = _Access.of(p), demand_of(p), launched(p)
-    tile, p = tile or choose(demand, target), phases.problem
+    demand, phases = demand_of(p), launched(p)
+    access, tile, p = _Access(phases), tile or choose(demand, target), phases.problem
     pixel_tiles, channel_tiles = demand.tiles(tile)
     splits = demand.splits(tile, target)
     params = pack(
@@ -127,9 +127,9 @@ def tiles(p: ConvProblem, target: Target) -> list[Tile]:
 
 def demand_of(p: ConvProblem) -> Convolution:
     """The product that a problem asks for. In shared memory all elements are float32."""
-    access, phases = _Access.of(p), launched(p)
+    phases = launched(p)
     taps = [prod(filter_) for _, filter_ in phases.windows]
-    p = phases.problem
+    access, p = _Access(phases), phases.problem
     return Convolution(
         pixels=p.batch * prod(p.out_spatial),
         channels=p.out_per_group,
@@ -155,14 +155,6 @@ def _three(values: tuple[int, ...], fill: int) -> tuple[int, ...]:
 @dataclass(frozen=True)
 class _Access(Outputs):
     """How the kernel reads and writes: the template ``Access``, and the order in which it counts k."""
-
-    phases: Launched
-
-    @classmethod
-    def of(cls, p: ConvProblem) -> _Access:
-        """For a problem that is not refused."""
-        phases = launched(p)
-        return cls(phases.problem, phases)
 
     @cached_property
     def axes(self) -> int:

@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from ..problem import ITEMSIZE, ConvProblem, Tensor
+from .phased import Launched
 
 GATHER_LINES, GATHER_CHUNKS = 0, 1  # enum Copy of kernels/pointwise_stage.cuh
 _WIDTHS = (16, 8, 4, 2, 1)
@@ -17,9 +18,18 @@ Axis = tuple[int, ...]  # size, then the stride in each of some tensors
 
 @dataclass(frozen=True)
 class Outputs:
-    """How a kernel walks over the pixels of y and the residual, and how wide it writes."""
+    """How a kernel walks over the pixels of y and the residual, and how wide it writes.
 
-    p: ConvProblem
+    Attributes:
+        phases: what the launch computes.
+    """
+
+    phases: Launched
+
+    @property
+    def p(self) -> ConvProblem:
+        """The convolution; of phases the one that stands for all."""
+        return self.phases.problem
 
     @cached_property
     def y_axes(self) -> tuple[Axis, ...]:

@@ -11,7 +11,7 @@ from ..problem import ITEMSIZE, ConvProblem
 from . import Row, phased
 from .direct import term_type
 from .outputs import GATHER_CHUNKS, GATHER_LINES, Axis, Outputs, access_width, collapse, field_of
-from .phased import Launched, launched
+from .phased import launched
 from .pointwise_model import Demand, choose, fitting
 from .pointwise_tiles import Engine, Tile
 
@@ -45,7 +45,7 @@ def refuses(p: ConvProblem, target: Target) -> str | None:
         return "needs at least one output and one input channel"
     if p.batch * prod(p.out_spatial) >= 2**31 - 2**9:
         return f"counts pixels in 32 bits, got {p.batch} x {p.out_spatial}"
-    access = _Access.of(p)
+    access = _Access(launched(p))
     if max(len(access.x_axes), len(access.y_axes)) > 4:
         return f"walks over at most 4 strided axes, batch included, got the output {p.out_spatial}"
     if any(stride < 0 for _, stride in access.x_axes):
@@ -63,8 +63,8 @@ def _refuses_filter(p: ConvProblem) -> str | None:
 
 def plan(p: ConvProblem, target: Target, tile: Tile | None = None) -> Launch:
     """The launch with a given tile, or with the one that the model in ``pointwise_model`` finds fastest."""
-    access, demand, phases = _Access.of(p), demand_of(p), launched(p)
-    tile, p = tile or choose(demand, target), phases.problem
+    demand, phases = demand_of(p), launched(p)
+    access, tile, p = _Access(phases), tile or choose(demand, target), phases.problem
     pixel_tiles, channel_tiles = demand.tiles(tile)
     workers, splits = demand.workers(tile, target), demand.splits(tile, target)
     params = pack(
@@ -111,8 +111,8 @@ def tiles(p: ConvProblem, target: Target) -> list[Tile]:
 
 def demand_of(p: ConvProblem) -> Demand:
     """The product that a problem asks for."""
-    access, phases = _Access.of(p), launched(p)
-    p = phases.problem
+    phases = launched(p)
+    access, p = _Access(phases), phases.problem
     return Demand(
         pixels=p.batch * prod(p.out_spatial),
         channels=p.out_per_group,
@@ -142,14 +142,6 @@ def _engine(p: ConvProblem) -> Engine:
 @dataclass(frozen=True)
 class _Access(Outputs):
     """How the kernel walks over pixels and how wide it reads and writes: the template ``Access``."""
-
-    phases: Launched
-
-    @classmethod
-    def of(cls, p: ConvProblem) -> _Access:
-        """For a problem that is not refused."""
-        phases = launched(p)
-        return cls(phases.problem, phases)
 
     @cached_property
     def x_axes(self) -> tuple[Axis, ...]:
