@@ -195,7 +195,11 @@ def _dense():
     yield from _spread(
         "deconv k4 s2", (1, 4, 5, 6), (4, 6, 4, 4), ("float32", "float16"), transposed=True, strides=2, padding=1
     )
-    yield from _spread("deconv k2 s2", (1, 6, 4, 4), (6, 3, 2, 2), ("float32",), transposed=True, strides=2)
+    up = {"transposed": True, "strides": 2}
+    yield from _spread("deconv k2 s2", (1, 6, 4, 4), (6, 3, 2, 2), ("float32",), **up)
+    yield from _spread("deconv k2 s2", (1, 16, 3, 5), (16, 24, 2, 2), ("float16",), residual=True, **up)
+    uneven = up | {"padding": 1, "output_padding": 1}
+    yield from _spread("deconv k3 s2", (1, 24, 5, 6), (24, 8, 3, 3), ("float32", "float16"), **uneven)
     yield from _spread(
         "deconv groups",
         (1, 6, 4, 5),

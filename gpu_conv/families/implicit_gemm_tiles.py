@@ -68,6 +68,8 @@ TILES: dict[bool, tuple[Tile, ...]] = {
 # 8 to 32 bytes were spilled.
 ROOMY = {_tile(64, 128, 32, 64, 4, split=True): _tile(64, 128, 32, 64, 3, split=True)}
 ROOMY_PHASED = ROOMY | {_tile(64, 128, 32, 64, 4): _tile(64, 128, 32, 64, 3)}
+# With channels first, phases leave it out: it spilled 32 to 64 bytes on sm_80 and sm_90a.
+WIDEST = _tile(128, 128, 32, 64, 2, slab=128, stages=2)
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,8 @@ class Convolution(Demand):
     @property
     def choices(self) -> tuple[Tile, ...]:
         roomy = ROOMY_PHASED if self.phased else ROOMY if self.axes > 1 else {}
-        return tuple(roomy.get(tile, tile) for tile in TILES[self.pixels_in_rows])
+        spilling = {WIDEST} if self.phased and not self.pixels_in_rows else set()
+        return tuple(roomy.get(tile, tile) for tile in TILES[self.pixels_in_rows] if tile not in spilling)
 
     def splits(self, tile: Tile, target: Target) -> int:
         """Where more blocks would cost the last one more than they save, fewer than fill the device."""
