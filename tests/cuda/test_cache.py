@@ -219,6 +219,7 @@ def home(tmp_path, monkeypatch):
     return tmp_path / "home"
 
 
+@pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")  # JAX's, where another test has imported it
 def test_a_home_without_the_right_to_write_keeps_no_kernels(home):
     """As a user without any right to write there, which root has to become first."""
     home.mkdir(mode=0o500)
