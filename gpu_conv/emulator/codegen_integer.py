@@ -62,8 +62,13 @@ def _multiply(w: Writer, i: Instruction, mods: Modifiers) -> None:
 
 def _binary(w: Writer, i: Instruction, mods: Modifiers) -> None:
     function = {"div": "divide", "rem": "remainder", "min": "np.minimum", "max": "np.maximum"}[i.opcode]
-    dtype = value_type(_kind(w, mods, "us"))
-    w.write(i.operands[0], f"{function}({w.read(i.operands[1], dtype)}, {w.read(i.operands[2], dtype)})", dtype)
+    relu = i.opcode in ("min", "max") and mods.flag("relu")  # PTX has it for s32 and s16x2
+    kind = _kind(w, mods, "us")
+    if relu and kind != "s32":
+        raise w.unsupported()
+    dtype = value_type(kind)
+    text = f"{function}({w.read(i.operands[1], dtype)}, {w.read(i.operands[2], dtype)})"
+    w.write(i.operands[0], f"np.maximum({text}, {w.constant(0, dtype)})" if relu else text, dtype)
 
 
 def _unary(w: Writer, i: Instruction, mods: Modifiers) -> None:

@@ -20,6 +20,7 @@ from . import (
     depthwise_nhwc_int8,
     depthwise_nhwc_mma,
     depthwise_nhwc_tile,
+    depthwise_nhwc_toeplitz,
 )
 from .depthwise_common import THREADS, ctypes, three
 from .direct import INT32_LIMIT, activation_parameters
@@ -178,6 +179,7 @@ ROWS = (
     *depthwise_ncw.ROWS,
     *depthwise_nhwc_mma.ROWS,
     *depthwise_nhwc_tile.ROWS,
+    *depthwise_nhwc_toeplitz.ROWS,
     *depthwise_nhwc.ROWS,
     *depthwise_nhwc_int8.ROWS,
     *depthwise_nchw_tile.ROWS,

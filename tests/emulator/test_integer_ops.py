@@ -79,6 +79,8 @@ BINARY = [
     *((f"mul.hi.{s}{n}", f"{s}{n}", lambda a, b, n=n: (a * b) >> n) for s in "us" for n in (16, 32, 64)),
     *((f"min.{k}", k, min) for k in ("u16", "s16", "u32", "s32", "u64", "s64")),
     *((f"max.{k}", k, max) for k in ("u16", "s16", "u32", "s32", "u64", "s64")),
+    ("min.relu.s32", "s32", lambda a, b: max(0, min(a, b))),
+    ("max.relu.s32", "s32", lambda a, b: max(0, a, b)),
     *((f"and.b{n}", f"b{n}", operator.and_) for n in (16, 32, 64)),
     *((f"or.b{n}", f"b{n}", operator.or_) for n in (16, 32, 64)),
     *((f"xor.b{n}", f"b{n}", operator.xor) for n in (16, 32, 64)),
