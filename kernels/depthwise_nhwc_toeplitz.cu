@@ -131,7 +131,7 @@ struct NhwcWindow {
 };
 
 // What one thread copies of every chunk.
-template <class X, int OUTPUTS, int COPIES>
+template <class X, int OUTPUTS, int COPIES, bool SINGLE>
 struct NhwcCopies {
     static constexpr int32 kNone = -1;
     int32 place[COPIES];  // image * 2^16 + row in the chunk, or kNone
@@ -159,14 +159,14 @@ struct NhwcCopies {
         for (int c = 0; c < COPIES; c++) {
             if (place[c] == kNone) continue;
             const int32 r = row + (place[c] & 0xffff);
-            const bool exists = uint32(r) < uint32(p.in[0]) && uint32(column[c] + r * p.shift) < uint32(p.in[1]) &&
-                                place[c] >> 16 < images;
+            bool exists = uint32(r) < uint32(p.in[0]) && place[c] >> 16 < images;
+            if (SINGLE) exists = exists && uint32(column[c] + r * p.shift) < uint32(p.in[1]);
             copy_async<kPixel>(destination[c] + slot, x + offset[c], exists);
         }
     }
 };
 
-// SINGLE: the filter has one row, so that rows of x and of y are the same.
+// SINGLE: the filter has one row, so that rows of x and of y are the same. Only then rows may be strips.
 template <class X, class BIAS, int OUTPUTS, int STEPS, int COPIES, int STAGES, bool SINGLE, bool RESIDUAL, int ACT,
           int MIN_BLOCKS>
 __global__ void __launch_bounds__(kChannels * 32, MIN_BLOCKS)
@@ -188,13 +188,15 @@ __global__ void __launch_bounds__(kChannels * 32, MIN_BLOCKS)
     const uint32 zeros = shared_address(shared), ring = zeros + 128;
     const uint32 stage_bytes = lines * p.columns * kPixel, last_slot = (STAGES - 1) * stage_bytes;
     const uint32 planes = ring + STAGES * stage_bytes;
-    const uint32 filter =
-        planes + kChannels * max_of(uint32(p.channel_pitch), kOutputs) + warp * (p.filter[0] + 1) * kFilterRow;
+    const uint32 filters = planes + kChannels * max_of(uint32(p.channel_pitch), kOutputs);
+    const uint32 filter_pitch =
+        ((p.filter[0] + 1) * kFilterRow + 111) / 128 * 128 + 16;  // 8 channels in different banks
+    const uint32 filter = filters + warp * filter_pitch;
 
     int32 group = int32(blockIdx.y) * p.groups_per_block;
     const int32 last_group = min_of(group + p.groups_per_block, p.groups);
     NhwcBand<OUTPUTS> place(p, group), copy_place = place;
-    const NhwcCopies<X, OUTPUTS, COPIES> copies(p, window, ring);
+    const NhwcCopies<X, OUTPUTS, COPIES, SINGLE> copies(p, window, ring);
     int32 copies_left = last_group - group;
     auto copy_next = [&](uint32 slot) {
         if (copies_left > 0) {
@@ -209,21 +211,24 @@ __global__ void __launch_bounds__(kChannels * 32, MIN_BLOCKS)
 #pragma unroll 1
     for (int s = 0; s < STAGES - 1; s++) copy_next(s * stage_bytes);
 
-    // The filter, with a row of zeros behind it: word n of a row is taps n - kBefore and the next one.
-    for (uint32 i = lane * 16; i < (p.filter[0] + 1) * kFilterRow; i += 512) shared_store_16(filter + i, {0, 0, 0, 0});
-    if (threadIdx.x < 8) shared_store_16(zeros + threadIdx.x * 16, {0, 0, 0, 0});
-    __syncwarp();
+    // The filters, a row of zeros behind each: word n of a row is taps n - kBefore and the next one. Neighbouring
+    // threads have neighbouring channels, which a packed filter has side by side.
     const int32 taps = min_of(p.filter[1], kPairs - kBefore);  // windows of small maps end before
     const Division by_taps(taps);
+    for (uint32 i = threadIdx.x * 16; i < kChannels * filter_pitch; i += kChannels * 32 * 16) {
+        shared_store_16(filters + i, {0, 0, 0, 0});
+    }
+    if (threadIdx.x < 8) shared_store_16(zeros + threadIdx.x * 16, {0, 0, 0, 0});
+    __syncthreads();
 #pragma unroll 4
-    for (int32 i = lane; i < p.filter[0] * taps; i += 32) {
-        const int32 r = by_taps.quotient(i), s = i - r * taps;
-        const uint16 bits = w[channel * p.w_group + int64(r) * p.w_row + int64(s) * p.w_column].bits;
-        const uint32 word = filter + r * kFilterRow + (s + kBefore) * 4;
+    for (int32 i = threadIdx.x / kChannels; i < p.filter[0] * taps; i += 32) {
+        const int32 c = threadIdx.x % kChannels, r = by_taps.quotient(i), s = i - r * taps;
+        const uint16 bits = w[(block_channel + c) * p.w_group + int64(r) * p.w_row + int64(s) * p.w_column].bits;
+        const uint32 word = filters + c * filter_pitch + r * kFilterRow + (s + kBefore) * 4;
         shared_store_2(word, bits);
         shared_store_2(word - 2, bits);
     }
-    __syncwarp();
+    __syncthreads();  // the filters are whole
     const float start = bias ? fetch<float>(bias + channel) : 0.0f;
     const Epilogue<ACT, float> epilogue(p.alpha, p.beta);
 

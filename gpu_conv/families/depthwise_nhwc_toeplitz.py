@@ -200,12 +200,17 @@ class _Geometry:
         return max(8, min(self.octets * 8, -(-(left + self.size[1]) // 8) * 8))
 
     @property
-    def min_blocks(self) -> int:
-        """Blocks per multiprocessor that registers are kept for: 80 of a thread leave room for three, 128 for two."""
+    def wanted_blocks(self) -> int:
+        """Blocks per multiprocessor that registers suffice for: 80 of a thread leave room for three, 128 for two."""
         gelu = self.p.activation is not None and self.p.activation.name == "gelu"  # its error function takes 8 more
         small, large = (4, 8) if self.rows == 1 else (0, 2)
         blocks = 3 if self.steps <= small else 2 if self.steps <= large else 1
         return max(1, blocks - (self.p.residual is not None) - gelu)
+
+    @property
+    def min_blocks(self) -> int:
+        """Blocks per multiprocessor to compile for: what shared memory has no room for needs no cap of registers."""
+        return max(1, min(self.wanted_blocks, self.target.shared_per_block // self.shared_bytes))
 
     @cached_property
     def per_group(self) -> int:
@@ -221,7 +226,9 @@ class _Geometry:
 
     @cached_property
     def stages(self) -> int:
-        limit = self.target.shared_per_block // max(2, self.min_blocks) - 1024  # that much the system takes per block
+        limit = (
+            self.target.shared_per_block // max(2, self.wanted_blocks) - 1024
+        )  # that much the system takes per block
         return next((s for s in STAGES if self._shared(self.per_group, s) <= limit), STAGES[-1])
 
     @cached_property
@@ -243,7 +250,7 @@ class _Geometry:
         return size + (64 - size) % 128
 
     def _shared(self, per_group: int, stages: int) -> int:
-        filters = CHANNELS * (self.rows + 1) * (64 * self.steps + 32)
+        filters = CHANNELS * (-(-((self.rows + 1) * (64 * self.steps + 32) - 16) // 128) * 128 + 16)
         stage = self.outputs * per_group * self.columns * PIXEL
         turned = CHANNELS * max(self._channel_pitch(per_group), self.outputs * UNITS * LINE + 64)
         return 128 + filters + stages * stage + turned
@@ -257,8 +264,7 @@ class _Geometry:
         """Those with which the waves of blocks take least, in chunks."""
         chunks = -(-(self.outputs + self.rows - 1) // self.outputs)
         columns = self.p.groups // CHANNELS * self.grid_strips
-        together = min(self.min_blocks, max(1, self.target.shared_per_block // self.shared_bytes))
-        resident = self.target.multiprocessors * together
+        resident = self.target.multiprocessors * self.min_blocks
 
         def time(n: int) -> int:
             return -(-columns * -(-self.groups // n) // resident) * (BEGIN + n * chunks)

@@ -57,6 +57,7 @@ class Tile(NamedTuple):
 TILES = (
     Tile(3, 1, 3, 4),
     Tile(1, 1, 6, 4),
+    Tile(1, 1, 10, 2),
     Tile(5, 1, 1, 4),
     Tile(5, 1, 3, 3),
     Tile(7, 1, 1, 4),

@@ -173,7 +173,6 @@ def test_sums_beyond_float32_stay_infinite():
 
 
 def test_no_bank_conflicts():
-    """Where filters are written, two lanes share a word; elsewhere nothing waits."""
     for size, taps, batch in (((56, 56), (9, 9), 2), ((28, 28), (13, 13), 4), ((500,), (31,), 4)):
         x, w = arrays("float16", 1, 8, 1, size, taps, batch=batch, last=True)
         options = {"input_layout": "nwc" if len(size) == 1 else "nhwc", "groups": 8}
@@ -182,7 +181,7 @@ def test_no_bank_conflicts():
         call = arguments.prepare(x, w, out=np.empty(probe.result.shape, "float16"), **options)
         launch = ROW.plan(call.problem, checking.TARGETS["sm_90a"])
         counters = Emulator("sm_90a").run(launch, call.operands).counters
-        assert counters.bank_conflict_factor < 1.05, (size, counters.bank_conflicts())
+        assert counters.bank_conflict_factor < 1.02, (size, counters.bank_conflicts())
 
 
 @pytest.mark.parametrize(
@@ -241,11 +240,12 @@ PLANTED = [
     ("__syncthreads();  // the planes are whole", ""),
     ("__syncthreads();  // all are done with the planes\n", "\n"),
     ("__syncthreads();  // the outputs are whole", ""),
+    ("__syncthreads();  // the filters are whole", ""),
     ("copy_wait<STAGES - 2>();", "copy_wait<STAGES - 1>();"),
     ("shared_store_16(zeros + threadIdx.x * 16, {0, 0, 0, 0});", ""),
     ("exists ? pixel : zeros + pixel % 128", "pixel"),
     ("uint32(r) < uint32(p.in[0]) && ", ""),
-    ("uint32(column[c] + r * p.shift) < uint32(p.in[1]) &&", ""),
+    ("exists && uint32(column[c] + r * p.shift) < uint32(p.in[1]);", "exists;"),
     (" && column + row * p.shift < p.out[1];", ";"),
     ("min_of(uint32(row), uint32(p.filter[0]))", "uint32(row)"),
     ("const int32 taps = min_of(p.filter[1], kPairs - kBefore);", "const int32 taps = p.filter[1];"),
