@@ -167,12 +167,12 @@ def _geometries() -> Iterator[dict[str, Any]]:
     squares = ((3, 3), (5, 5), (7, 7), (1, 7), (7, 1))
     for filter_, size, stride in product(squares, (56, 13), (1, 2)):  # rows that are whole vectors, and others
         yield _geometry(96, 96, 96, (size, size), filter_, stride)
-    for filter_ in ((9, 9), (13, 13), (31, 31)):
-        yield _geometry(96, 96, 96, (28, 28), filter_)
+    for filter_, size in (((9, 9), 28), ((13, 13), 28), ((31, 31), 28), ((57, 57), 64)):
+        yield _geometry(96, 96, 96, (size, size), filter_)
     for stride in (1, 2):
         yield _geometry(96, 96, 96, (8, 28, 28), (3, 3, 3), stride)
         yield _geometry(35, 70, 35, (28, 27), (3, 3), stride)  # a multiplier, and channels that are no vector
-    for taps in (4, 9):
+    for taps in (4, 9, 33, 65, 97, 129):
         yield _geometry(96, 96, 96, (2048,), (taps,)) | {"pad": (taps - 1,), "causal": True}
 
 

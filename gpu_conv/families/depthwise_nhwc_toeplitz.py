@@ -202,10 +202,12 @@ class _Geometry:
     @property
     def wanted_blocks(self) -> int:
         """Blocks per multiprocessor that registers suffice for: 80 of a thread leave room for three, 128 for two."""
-        gelu = self.p.activation is not None and self.p.activation.name == "gelu"  # its error function takes 8 more
+        if self.p.residual is not None:  # addresses of 64 bits, of all outputs of a lane
+            return 1
+        wide = self.p.activation is not None and self.p.activation.name in ("gelu", "softplus")  # 8 registers more
         small, large = (4, 8) if self.rows == 1 else (0, 2)
         blocks = 3 if self.steps <= small else 2 if self.steps <= large else 1
-        return max(1, blocks - (self.p.residual is not None) - gelu)
+        return max(1, blocks - wide)
 
     @property
     def min_blocks(self) -> int:

@@ -28,6 +28,7 @@ TESTS = {
     "depthwise_nchw_tile": "depthwise",
     "depthwise_nhwc": "depthwise",
     "depthwise_nhwc_tile": "depthwise",
+    "depthwise_nhwc_toeplitz": "nhwc_toeplitz",
     "depthwise_toeplitz": "toeplitz",
     "depthwise_toeplitz_tall": "toeplitz",
     "conv_tile": "tile phased",
