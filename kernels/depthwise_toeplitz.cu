@@ -14,6 +14,7 @@
 // Traffic: x once plus ROWS - STRIDE rows per band, y and residual once, w once per warp (from the caches).
 // Non-finite inputs: zeros of the band times Inf reach all 8 columns of a block, so that each of them betrays it.
 //        One in two is looked at (half an instruction per output); a chunk with any is computed again without the band.
+// One spatial axis: the images are the rows of one image, or (few images) the strips of a row are the rows.
 // Limits: column stride 1 in x and y; an image is shorter than 2^31 elements from its first to its last row.
 #include "toeplitz.cuh"
 
@@ -28,8 +29,9 @@ struct ToeplitzWalk {
         (ROWS - 1) % STRIDE;  // after this row of a step its oldest output row is complete
 };
 
+// STRIPS: rows of x and y are strips of one row.
 template <class X, class BIAS, class Y, int ROWS, int STRIDE, int REPEATS, int STEPS, int VECTOR, int COPIES,
-          int Y_VECTOR, int STAGES, bool RESIDUAL, int ACT, int MIN_BLOCKS>
+          int Y_VECTOR, int STAGES, bool STRIPS, bool RESIDUAL, int ACT, int MIN_BLOCKS>
 __global__ void __launch_bounds__(kToeplitzWarps * 32, MIN_BLOCKS)
     depthwise_toeplitz(const X* x, const X* w, const BIAS* bias, const Y* residual, const int32*, const int32*, Y* y,
                        void*, const DepthwiseToeplitzParams p) {
@@ -37,6 +39,7 @@ __global__ void __launch_bounds__(kToeplitzWarps * 32, MIN_BLOCKS)
     static_assert(STRIDE == 1 || STRIDE == 2, "a wider stride would leave most of a window unused");
     static_assert(VECTOR == 1 || VECTOR == 2 || VECTOR == 4, "wider copies would need a lead of up to 7 zero columns");
     static_assert(STAGES >= 2, "one chunk is computed while another one arrives");
+    static_assert(!STRIPS || (ROWS == 1 && STRIDE == 1), "only a filter of one row mixes no strips");
     typedef ToeplitzWalk<ROWS, STRIDE, REPEATS> Walk;
     constexpr int kBuffers =
         ROWS * STEPS < 20 ? 2 : 1;  // rows in registers: the next one loads while one is multiplied
@@ -66,7 +69,7 @@ __global__ void __launch_bounds__(kToeplitzWarps * 32, MIN_BLOCKS)
 
     const int32 window = int32(blockIdx.z) * p.blocks * 8 * STRIDE - p.padding[1] - p.lead;
     const int32 width = (p.blocks - 1) * 8 * STRIDE + STEPS * 16;
-    ToeplitzCopies<X, VECTOR, COPIES, Walk::kInputs> copies(p, ring, lane, window, width);
+    ToeplitzCopies<X, VECTOR, COPIES, Walk::kInputs, STRIPS> copies(p, ring, lane, window, width);
     int32 copy_group = group, copy_chunk = 0;
     auto copy_next = [&](uint32 slot) {
         if (copy_chunk == 0) {
@@ -110,7 +113,7 @@ __global__ void __launch_bounds__(kToeplitzWarps * 32, MIN_BLOCKS)
     float sum[Walk::kLive][2][2];  // output row; unit g or g + 8; column
     const Y* residual_row[2] = {residual, residual};
     Y* y_row[2];
-    int32 rows[2];
+    int32 rows[2], row_columns[2];
     uint32 slot = 0;
     for (int32 chunk = 0; left > 0; left--) {
         if (chunk == 0) {
@@ -119,6 +122,7 @@ __global__ void __launch_bounds__(kToeplitzWarps * 32, MIN_BLOCKS)
                 const ToeplitzStream stream(p, group * p.per_group + units[half].stream);
                 const int32 column = units[half].column + 2 * t, before = stream.first_row - Walk::kLive + 1;
                 rows[half] = columns[half] > 0 ? units[half].rows(p, stream) : 0;
+                if (STRIPS) row_columns[half] = columns[half] - before * p.shift;
                 y_row[half] = y + stream.image * p.y_image + int64(before) * p.y_row + column;
                 if constexpr (RESIDUAL) {
                     residual_row[half] =
@@ -157,7 +161,11 @@ __global__ void __launch_bounds__(kToeplitzWarps * 32, MIN_BLOCKS)
 #pragma unroll
             for (int half = 0; half < 2; half++) {
                 if (!kProbeFirst) probe = fmaf(0.0f, complete[half][0], probe);
-                const int32 exist = uint32(first + step) < uint32(rows[half]) && step < again ? columns[half] : 0;
+                int32 exist = uint32(first + step) < uint32(rows[half]) && step < again ? columns[half] : 0;
+                if (STRIPS) {
+                    exist = min_of(exist, max_of(row_columns[half], 0));
+                    row_columns[half] -= p.shift;
+                }
                 finish_pair<Y, Y_VECTOR, RESIDUAL>(complete[half], residual_row[half], y_row[half], exist, epilogue);
                 y_row[half] += p.y_row;
                 if constexpr (RESIDUAL) residual_row[half] += p.residual_row;
@@ -165,9 +173,9 @@ __global__ void __launch_bounds__(kToeplitzWarps * 32, MIN_BLOCKS)
         }
         if (!RESIDUAL && __any_sync(0xffffffffu, probe != probe)) again = 0;
         if (again < Walk::kOutputs) {
-            exact_rows<X, Y, 2, STRIDE, RESIDUAL>(p, whole_x, w, whole_residual, whole_y, opaque(channel),
-                                                  first + again, Walk::kOutputs - again, start, epilogue,
-                                                  [&](int32 s) { return ToeplitzStream(p, group * p.per_group + s); });
+            exact_rows<X, Y, 2, STRIDE, RESIDUAL, STRIPS>(
+                p, whole_x, w, whole_residual, whole_y, opaque(channel), first + again, Walk::kOutputs - again, start,
+                epilogue, [&](int32 s) { return ToeplitzStream(p, group * p.per_group + s); });
         }
         slot = slot == last_slot ? 0 : slot + stage_bytes;
         if (++chunk == p.chunks) chunk = 0, group++;

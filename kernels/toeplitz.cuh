@@ -41,6 +41,7 @@ struct DepthwiseToeplitzParams {
     int32 chunks;      // of a band; unused in depthwise_toeplitz_tall
     int32 groups_per_warp;
     int32 stream_pitch;  // bytes of one row of one stream in shared memory
+    int32 shift;         // with STRIPS: columns by which a row begins later than the one before
 
     // Offsets of an output channel.
     DEVICE int32 input(int32 channel) const { return multiplier == 1 ? channel : channel / multiplier; }
@@ -95,8 +96,8 @@ struct ToeplitzUnit {
 };
 
 // What one lane copies of every row: the columns of x under the windows of the strip, VECTOR at a time, stream by
-// stream.
-template <class X, int VECTOR, int COPIES, int INPUTS>
+// stream. STRIPS: rows of x and y are strips of one row, each `shift` columns behind the last.
+template <class X, int VECTOR, int COPIES, int INPUTS, bool STRIPS = false>
 struct ToeplitzCopies {
     static constexpr int32 kNone = -1;
     static constexpr int kLoads = 8;  // in flight together where VECTOR = 1
@@ -109,7 +110,8 @@ struct ToeplitzCopies {
     // ring: shared address of this warp's ring; window: column of x under its first column.
     DEVICE ToeplitzCopies(const DepthwiseToeplitzParams& p, uint32 ring, int32 lane, int32 window, int32 width)
         : window(window) {
-        const int32 from = max_of(window, 0), to = min_of(window + width, p.in[1]);
+        const int32 from = STRIPS ? window : max_of(window, 0);
+        const int32 to = STRIPS ? window + width : min_of(window + width, p.in[1]);
         const int32 vectors = max_of(to - from, 0) / VECTOR;
         const int32 reciprocal = vectors ? (uint32(vectors) + 65535u) / uint32(vectors) : 0;  // ceil(2^16 / vectors)
 #pragma unroll
@@ -133,7 +135,10 @@ struct ToeplitzCopies {
         }
     }
 
-    static DEVICE bool inside(const DepthwiseToeplitzParams& p, int32 row) { return uint32(row) < uint32(p.in[0]); }
+    DEVICE bool inside(const DepthwiseToeplitzParams& p, int c, int32 row) const {
+        if (STRIPS && uint32(window + (place[c] & 0xffff) + row * p.shift) >= uint32(p.in[1])) return false;
+        return uint32(row) < uint32(p.in[0]);
+    }
 
     // Start the copies of the next INPUTS rows to `slot` bytes behind the start of the ring.
     DEVICE void copy(const DepthwiseToeplitzParams& p, uint32 slot, uint32 row_bytes) {
@@ -144,7 +149,7 @@ struct ToeplitzCopies {
 #pragma unroll
                 for (int i = 0; i < INPUTS; i++) {
                     copy_async<VECTOR* int(sizeof(X))>(destination[c] + slot + i * row_bytes,
-                                                       source[c] + int64(i) * p.x_row, inside(p, row[c] + i));
+                                                       source[c] + int64(i) * p.x_row, inside(p, c, row[c] + i));
                 }
             } else {
 #pragma unroll
@@ -153,7 +158,7 @@ struct ToeplitzCopies {
 #pragma unroll
                     for (int i = first; i < min_of(first + kLoads, INPUTS); i++) {
                         bits[i - first] = 0;
-                        if (inside(p, row[c] + i)) bits[i - first] = source[c][int64(i) * p.x_row].bits;
+                        if (inside(p, c, row[c] + i)) bits[i - first] = source[c][int64(i) * p.x_row].bits;
                     }
 #pragma unroll
                     for (int i = first; i < min_of(first + kLoads, INPUTS); i++) {
@@ -192,7 +197,7 @@ DEVICE void finish_pair(const float (&sum)[2], const Y* residual, Y* y, int32 ex
 
 // The outputs of this lane in `count` rows from `first` on once more, tap by tap: padding and neighbours play no part.
 // HALVES: eights of units; stream_of maps numbers in the group to streams.
-template <class X, class Y, int HALVES, int STRIDE, bool RESIDUAL, int ACT, class Streams>
+template <class X, class Y, int HALVES, int STRIDE, bool RESIDUAL, bool STRIPS = false, int ACT, class Streams>
 DEVICE void exact_rows(const DepthwiseToeplitzParams& p, const X* x, const X* w, const Y* residual, Y* y, int32 channel,
                        int32 first, int32 count, float start, const Epilogue<ACT, float>& epilogue, Streams stream_of) {
     const int32 lane = threadIdx.x % 32;
@@ -203,15 +208,15 @@ DEVICE void exact_rows(const DepthwiseToeplitzParams& p, const X* x, const X* w,
         const ToeplitzUnit unit(p, lane / 4 + i / 2 % HALVES * 8);
         const ToeplitzStream stream = stream_of(unit.stream);
         const int32 column = unit.column + lane % 4 * 2 + i % 2, step = first + i / (2 * HALVES);
-        if (uint32(step) >= uint32(unit.rows(p, stream)) || column >= p.out[1]) continue;
-        const int32 row = stream.first_row + step;
+        const int32 row = stream.first_row + step, shift = STRIPS ? row * p.shift : 0;
+        if (uint32(step) >= uint32(unit.rows(p, stream)) || column + shift >= p.out[1]) continue;
         const int32 top = row * STRIDE - p.padding[0], left = column * STRIDE - p.padding[1];
         float sum = start;
 #pragma unroll 1
         for (int r = max_of(-top, 0); r < min_of(p.filter[0], p.in[0] - top); r++) {
             const X* from = x + stream.image * p.x_image + int64(top + r) * p.x_row + left;
 #pragma unroll 1
-            for (int s = max_of(-left, 0); s < min_of(p.filter[1], p.in[1] - left); s++) {
+            for (int s = max_of(-left - shift, 0); s < min_of(p.filter[1], p.in[1] - left - shift); s++) {
                 sum = fmaf(fetch<float>(from + s), fetch<float>(w + r * p.w_row + s * p.w_column), sum);
             }
         }

@@ -38,6 +38,7 @@ STEPS_ALONE = 10  # the same where the filter has one row
 STAGES = (4, 3, 2)  # chunks in the ring: the most with which min_blocks blocks share a multiprocessor
 COPIES = 8  # of a thread, of a chunk: 16 bytes each
 TAPS = 4096  # that the kernel's division reaches
+HEAVY = ("gelu", "softplus", "parametric_softplus", "softsign", "celu")  # activations that take 8 registers more
 # Chunks that a block could compute in the time in which it begins; how many a search for the fewest waves tries.
 BEGIN, MOST = 3, 64
 
@@ -204,10 +205,10 @@ class _Geometry:
         """Blocks per multiprocessor that registers suffice for: 80 of a thread leave room for three, 128 for two."""
         if self.p.residual is not None:  # addresses of 64 bits, of all outputs of a lane
             return 1
-        wide = self.p.activation is not None and self.p.activation.name in ("gelu", "softplus")  # 8 registers more
+        heavy = self.p.activation is not None and self.p.activation.name in HEAVY
         small, large = (4, 8) if self.rows == 1 else (0, 2)
         blocks = 3 if self.steps <= small else 2 if self.steps <= large else 1
-        return max(1, blocks - wide)
+        return max(1, blocks - heavy)
 
     @property
     def min_blocks(self) -> int:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from gpu_conv.emulator import EmulationError
-from gpu_conv.families import toeplitz
+from gpu_conv.families import toeplitz, toeplitz_tiles
 from gpu_conv.launch import Target
 
 from . import checking
@@ -35,7 +35,7 @@ def test_residues(stride):
 @pytest.mark.parametrize("arch", ARCHES)
 def test_shapes_of_one_instantiation(arch, monkeypatch):
     """Maps of 24 columns whose other sizes vary: images, channels, rows, padding; several chunks for each warp."""
-    monkeypatch.setattr(toeplitz, "CHUNKS", 100)
+    monkeypatch.setattr(toeplitz_tiles, "CHUNKS", 100)
     cases = (
         (1, 1, 3, (1, 1)),
         (2, 5, 1, (0, 2)),
@@ -100,9 +100,28 @@ def test_one_axis(arch):
     go((1, 132), (1, 4), target=arch, padding=((0, 0), (2, 2)), batch=3, strides=2)
 
 
+@pytest.mark.parametrize("arch", ARCHES)
+def test_strips_of_few_images_are_rows(arch):
+    """Copies of 4, 2 and 1 columns; the last strip whole, of one column, of an odd number; padding on either side."""
+    for length, taps, batch, padding in (
+        (256, 31, 1, (15, 15)),
+        (257, 9, 2, (8, 0)),
+        (650, 128, 1, (127, 0)),
+        (390, 63, 3, (0, 62)),
+        (1100, 87, 1, (-3, 90)),
+    ):
+        options = {"target": arch, "padding": (padding,), "batch": batch, "bias": "float32", "residual": taps == 31}
+        launch = go((length,), (taps,), **options)
+        assert launch.grid[2] == 1 and np.frombuffer(launch.params, toeplitz.PARAMS)[0]["shift"] == 128
+    x, w = arrays("float16", 1, 2, 1, (300,), (31,), batch=1, exact=False)
+    x[0, 0, 127], x[0, 1, 256], x[0, 1, -1] = np.inf, np.nan, -np.inf
+    with np.errstate(invalid="ignore"):
+        run(ROW, x, w, groups=2, padding=15, exact=False, target=arch, activation="relu", residual=True)
+
+
 def test_many_images_and_groups_per_warp(monkeypatch):
     """The ring runs on from one group of streams to the next, and warps find less work than others."""
-    monkeypatch.setattr(toeplitz, "CHUNKS", 100)
+    monkeypatch.setattr(toeplitz_tiles, "CHUNKS", 100)
     for size, taps, batch in (((14, 14), (3, 3), 37), ((6, 28), (5, 5), 21), ((7, 7), (3, 3), 40)):
         launch = go(size, taps, padding=taps[0] // 2, batch=batch)
         assert launch.grid[0] <= 4
@@ -259,14 +278,17 @@ PLANTED = [
     ("if (!RESIDUAL && __any_sync(0xffffffffu, probe != probe)) again = 0;", ""),
     ("if (!kProbeFirst) probe =", "if (!kProbeFirst && half) probe ="),
     ("sum[(step + 1) % Walk::kLive];", "sum[step % Walk::kLive];"),
-    ("to = min_of(window + width, p.in[1]);", "to = window + width;"),
+    (": min_of(window + width, p.in[1]);", ": window + width;"),
+    ("uint32(window + (place[c] & 0xffff) + row * p.shift) >= uint32(p.in[1])", "false"),
+    ("exist = min_of(exist, max_of(row_columns[half], 0));", ""),
+    ("column + shift >= p.out[1]", "column >= p.out[1]"),
 ]
 
 
 @pytest.mark.parametrize(("old", "new"), PLANTED)
 def test_planted_bugs_are_found(monkeypatch, old, new):
     checking.plant(monkeypatch, FILE, old, new)
-    monkeypatch.setattr(toeplitz, "CHUNKS", 100)
+    monkeypatch.setattr(toeplitz_tiles, "CHUNKS", 100)
     with pytest.raises((AssertionError, EmulationError)):
         run_all()
 
@@ -296,6 +318,10 @@ def run_tall(x, w):
 
 
 def run_all():
+    go((300,), (31,), padding=((15, 15),), batch=1, groups=1)
+    x, w = arrays("float16", 1, 1, 1, (300,), (31,), batch=1, exact=False)
+    x[0, 0, 290] = np.inf
+    run(ROW, x, w, groups=1, padding=15, exact=False)
     go((13, 14), (3, 3), padding=1, batch=21, groups=1)
     go((13, 12), (3, 3), padding=1, batch=3, groups=1)
     go((13, 13), (3, 3), padding=1, batch=3, groups=1)
