@@ -39,11 +39,45 @@ def test_residues():
 
 @pytest.mark.parametrize("arch", ARCHES)
 def test_shapes_of_one_instantiation(arch):
-    """Maps of 24 columns whose other sizes vary: rows, padding, images, several groups for each block."""
-    cases = ((1, 1, (4, 4)), (2, 5, (8, 1)), (8, 3, (0, 7)), (15, 1, (4, 0)), (17, 2, (11, 9)), (30, 5, (-2, 3)))
-    for rows, batch, padding in cases:
-        for columns in ((4, 4), (8, 0)):
-            go((rows, 24), (9, 11), batch=batch, padding=(padding, columns), bias="float32", target=arch)
+    """Maps of 24 columns whose other sizes vary: rows, padding, images, several groups for each block; Inf, NaN."""
+    cases = (
+        (1, 5, (5, 3), (4, 4)),
+        (2, 6, (8, 0), (6, 2)),
+        (7, 11, (0, 8), (12, -4)),
+        (14, 5, (4, 4), (5, 5)),
+        (13, 16, (11, 9), (4, 4)),
+        (20, 5, (-2, 3), (7, 0)),
+        (6, 7, (15, 0), (3, 6)),
+    )
+    kernels = set()
+    for rows, batch, *padding in cases:
+        options = {"batch": batch, "padding": padding, "bias": "float32", "target": arch}
+        kernels.add(go((rows, 24), (9, 11), channels=16 if rows == 2 else 8, **options).name_expression)
+    for place in ((0, 3, 5), (4, 13, 23)):
+
+        def spoil(x, w, place=place):
+            x[(*place, 3)], x[(*place, 6)] = np.inf, np.nan
+
+        options = {"exact": False, "spoil": spoil, "bias": "float32", "target": arch}
+        kernels.add(go((14, 24), (9, 11), batch=5, padding=((4, 4), (5, 5)), **options).name_expression)
+    assert len(kernels) == 1, kernels
+
+
+@pytest.mark.parametrize("arch", ARCHES)
+def test_rows_of_one_instantiation(arch):
+    """Three to nine strips, one to three groups of them for each image; the last strip full and not."""
+    cases = ((384, 1, (15, 15)), (497, 2, (30, 0)), (889, 3, (0, 30)), (512, 5, (-3, 33)), (1000, 1, (140, 15)))
+    kernels = set()
+    for length, batch, padding in cases:
+        options = {"batch": batch, "padding": (padding,), "bias": "float32", "target": arch}
+        kernels.add(go((length,), (31,), channels=16 if batch == 2 else 8, **options).name_expression)
+
+    def spoil(x, w):
+        x[0, 127, 3], x[1, 300, 5], x[1, -1, 0] = np.inf, np.nan, -np.inf
+
+    options = {"exact": False, "spoil": spoil, "bias": "float32", "target": arch}
+    kernels.add(go((500,), (31,), batch=2, **options).name_expression)
+    assert len(kernels) == 1, kernels
 
 
 @pytest.mark.parametrize(
