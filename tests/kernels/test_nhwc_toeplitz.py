@@ -40,19 +40,13 @@ def test_residues():
 @pytest.mark.parametrize("arch", ARCHES)
 def test_shapes_of_one_instantiation(arch):
     """Maps of 24 columns whose other sizes vary: rows, padding, images, several groups for each block; Inf, NaN."""
-    cases = (
-        (1, 5, (5, 3), (4, 4)),
-        (2, 6, (8, 0), (6, 2)),
-        (7, 11, (0, 8), (12, -4)),
-        (14, 5, (4, 4), (5, 5)),
-        (13, 16, (11, 9), (4, 4)),
-        (20, 5, (-2, 3), (7, 0)),
-        (6, 7, (15, 0), (3, 6)),
-    )
+    rows = ((1, (5, 3)), (2, (8, 0)), (7, (0, 8)), (14, (4, 4)), (13, (11, 9)), (20, (-2, 3)), (6, (15, 0)))
+    columns = ((4, 4), (6, 2), (12, -4), (5, 5), (7, 0), (3, 6))
     kernels = set()
-    for rows, batch, *padding in cases:
-        options = {"batch": batch, "padding": padding, "bias": "float32", "target": arch}
-        kernels.add(go((rows, 24), (9, 11), channels=16 if rows == 2 else 8, **options).name_expression)
+    for i in range(21):
+        size, padding = (rows[i % 7][0], 24), (rows[i % 7][1], columns[(i + i // 7) % 6])
+        options = {"batch": 5 + i % 7, "padding": padding, "bias": "float32", "target": arch}
+        kernels.add(go(size, (9, 11), channels=8 if i else 16, exact=i % 4 < 3, **options).name_expression)
     for place in ((0, 3, 5), (4, 13, 23)):
 
         def spoil(x, w, place=place):
@@ -186,7 +180,7 @@ def test_non_finite_inputs_stay_in_their_receptive_field(arch, size):
 
 
 def test_every_place_of_a_non_finite_input():
-    """Each column of a small map in turn: no place in a block hides it."""
+    """Each column of a small map in turn, and rows that only the first or the last output row of a band reads."""
     for column in range(12):
 
         def spoil(x, w, column=column):
@@ -194,6 +188,13 @@ def test_every_place_of_a_non_finite_input():
                 x[row, row, column, row % 2] = value
 
         go((3, 12), (9, 9), dtype="bfloat16", batch=3, exact=False, spoil=spoil)
+    for row in (3, 10):
+        for image in (0, 6):
+
+            def spoil(x, w, row=row, image=image):
+                x[image, row, 5, 3] = np.inf
+
+            go((14, 24), (9, 11), batch=7, exact=False, spoil=spoil, bias="float32")
 
 
 def test_sums_beyond_float32_stay_infinite():

@@ -10,7 +10,7 @@ from functools import cache
 from gpu_conv.cuda.source import KERNELS
 
 ANY_DEPTHWISE, UNROLLED = r"depthwise<", r"depthwise_n(hwc|chw)<"
-TILES = r"conv_tile|depthwise_(toeplitz|n\w+_tile|ncw)"  # not as closely looked at as the other kernels
+TILES = r"conv_tile|depthwise_(toeplitz|n\w+_(tile|toeplitz)|ncw)"  # not as closely looked at as the other kernels
 BOUND = r"uint32\([^)]*\) [<>]=? uint32|at \+ i < 0|at > -N|at >= 0|at \+ N <=|row_inside|\binside \|="
 SIZES = r"const bool valid|copy_async<COPY>|kYBytes"
 # kernel, kind, PTX statement -> mutant, text from the innermost or any calling line of CUDA on, reason
@@ -181,7 +181,7 @@ RULES = (
         TILES,
         "copy all",
         "",
-        r"inside\(p, row\[c\]",
+        r"inside\(p, c, row\[c\]",
         "rows outside of the map reach only outputs that are not stored here",
     ),
     (TILES, "change immediate", r"selp\.[bu]64 .* 0, ", "", "the address of a copy of zero bytes is not used"),
@@ -205,6 +205,27 @@ RULES = (
     ),
     (TILES, "change comparison", r"setp\.", r"for \(int e = ", "one vector more, into shared memory that nobody reads"),
     (TILES, "", "", r"p\.group > 1 \?", "more rows are loaded than needed, into shared memory that nobody reads"),
+    (
+        "depthwise_nhwc_toeplitz",
+        "compare as signed",
+        r"^setp\.",
+        r"kChannels \* filter_pitch",
+        "shared memory is smaller than 2^31 bytes",
+    ),
+    (
+        "depthwise_nhwc_toeplitz",
+        "",
+        r"setp\.|pred",
+        r"g \+ 8 \* half, o, 2 \* t \+ c\);\n\s*if \(!pixel",
+        "an output that does not exist may be computed: it is not stored",
+    ),
+    (
+        "depthwise_nhwc_toeplitz",
+        "(lose|exchange) operation|change immediate",
+        r"1048575",
+        r"reciprocal\(",
+        "division by multiplication: the quotient is right for all sizes in use",
+    ),
     (TILES, "drop synchronisation|wait for fewer", r"wait_group 0", r"copy_wait<0>", "only empty groups are in flight"),
     (TILES, "", r"setp\.(lt|ge|gt|le)\.u32 \S+ \S+ \d+ ", "", "iterations of a loop that the compiler unrolled"),
 )
