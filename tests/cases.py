@@ -133,7 +133,9 @@ def _depthwise():
     yield from _spread("dw1x5", (1, 8, 6, 12), (8, 1, 1, 5), ("float32",), groups=8, padding=((0, 0), (2, 2)))
     yield from _spread("dw13x13 on 7x7", (1, 8, 7, 7), (8, 1, 13, 13), ("float16",), groups=8, padding=6)
     yield from _spread("dw1d causal", (2, 8, 50), (8, 1, 4), groups=8, padding=((3, 0),), activation="silu")
-    yield from _spread("dw1d long", (1, 4, 300), (4, 1, 31), ("float16",), groups=4, padding=15)
+    tall = {"groups": 16, "padding": ((5, 5), (4, 3)), "residual": True, "activation": "silu"}
+    yield from _spread("dw11x9", (2, 16, 18, 20), (16, 1, 11, 9), ("float16",), **tall)
+    yield from _spread("dw1d long", (1, 8, 300), (8, 1, 31), ("float16",), groups=8, padding=15)
     yield from _spread("dw3d", (1, 8, 4, 6, 7), (8, 1, 3, 3, 3), groups=8, padding=1)
     yield from _spread(
         "dw3d strides", (1, 6, 4, 9, 8), (6, 1, 3, 3, 3), ("float16",), groups=6, padding=1, strides=(1, 2, 2)
