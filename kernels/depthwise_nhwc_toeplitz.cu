@@ -4,9 +4,8 @@
 // row as a banded matrix. What is new is the way there and back: 8 channels lie side by side in memory, and a product
 // takes one. They are copied as they lie, and turned between two places of shared memory by transposing loads.
 //
-// Block: 8 channels, one per warp, and a list of groups. A group is OUTPUTS output rows (a band) of `per_group` images,
-// of
-//        wide maps of a strip of 16 blocks of 8 columns. With one spatial axis the strips are the rows.
+// Block: 8 channels, one per warp, and a list of groups. A group is OUTPUTS output rows (a band) of `per_group` images;
+//        a wide map is cut into strips of 16 blocks of 8 columns. With one spatial axis the strips are the rows.
 // Warp: 16 column blocks are the rows of a product. Every row of x that reaches the band goes by once, in chunks of
 //        OUTPUTS rows; it feeds as many sums, through as many filter rows. These move on by one with each row of x: one
 //        is loaded, and the others stay in registers, as do the sums.
@@ -14,8 +13,7 @@
 //        chunk as planes [channel][row][image] of columns, then in their place the outputs, 256 bytes for each channel
 //        and row; the filters as pairs of neighbouring taps: four bytes for each tap, for a lane may start at any.
 // Traffic: x (OUTPUTS + rows of the filter - 1) / OUTPUTS times from the second-level cache, less at the borders; once
-// from
-//        memory. Of each sector of 32 bytes another block takes the other half, at about the same time.
+//        from memory. Of each sector of 32 bytes another block takes the other half, at about the same time.
 // Non-finite inputs: as in depthwise_toeplitz.cu, by bands of OUTPUTS rows of a channel.
 // Limits: stride 1, x, y and residual dense and aligned to 16 bytes, channels a multiple of 8, multiplier 1.
 #include "toeplitz.cuh"
@@ -189,8 +187,7 @@ __global__ void __launch_bounds__(kChannels * 32, MIN_BLOCKS)
     const uint32 stage_bytes = lines * p.columns * kPixel, last_slot = (STAGES - 1) * stage_bytes;
     const uint32 planes = ring + STAGES * stage_bytes;
     const uint32 filters = planes + kChannels * max_of(uint32(p.channel_pitch), kOutputs);
-    const uint32 filter_pitch =
-        ((p.filter[0] + 1) * kFilterRow + 111) / 128 * 128 + 16;  // 8 channels in different banks
+    const uint32 filter_pitch = ((p.filter[0] + 1) * kFilterRow + 111) / 128 * 128 + 16;  // 8 channels, all banks
     const uint32 filter = filters + warp * filter_pitch;
 
     int32 group = int32(blockIdx.y) * p.groups_per_block;
@@ -234,8 +231,8 @@ __global__ void __launch_bounds__(kChannels * 32, MIN_BLOCKS)
 
     // A chunk from the ring to the planes: of each matrix row 2t and row 2t + 1 are neighbours in octet t.
     const int32 named = lane % 8 / 2 * 8 + lane / 8 * 2 + lane % 2;  // column in 4 octets
-    const int32 turned_from = opaque(window.first + named - window.from),
-                turned_columns = max_of(window.to - window.from, 0);
+    const int32 turned_from = opaque(window.first + named - window.from);
+    const int32 turned_columns = max_of(window.to - window.from, 0);
     const uint32 turned_pixel = opaque(ring + window.pixel(window.first + named));
     const uint32 turned_plane = opaque(planes + g * p.channel_pitch + t * 16);
     auto turn = [&](uint32 slot) {
