@@ -10,6 +10,7 @@ from ..launch import CTYPES, Launch, Target, pack, struct
 from ..problem import ConvProblem
 from . import Row, depthwise_common
 from .direct import INT32_LIMIT, activation_parameters
+from .toeplitz_tiles import COLUMNS, STEP, UNITS, two
 
 PARAMS = struct(
     "DepthwiseNhwcToeplitzParams",
@@ -25,8 +26,6 @@ PARAMS = struct(
 
 CHANNELS = 8  # kChannels: of a block, one for each warp
 PIXEL = 16  # kPixel: bytes
-UNITS = 16  # kUnits: rows of a product, column blocks of 8 outputs
-STEP = 16  # columns of x in one product
 LINE = 16  # bytes: what a transposing load reads or a lane stores
 THREADS = 32 * CHANNELS
 
@@ -69,10 +68,8 @@ def refuses(p: ConvProblem, target: Target) -> str | None:
     reach = max(map(max, zip(p.in_spatial, p.out_spatial, p.filter, strict=True)))
     pads = max(abs(lo) for lo, _ in p.padding)
     pixels = geometry.per_group * prod(p.in_spatial) + BANDS[0] * p.in_spatial[-1] + geometry.columns
-    if (
-        max(taps, pixels * p.groups, geometry.groups, 4 * (reach + pads), geometry.strips * 2**15, p.batch * 16)
-        >= INT32_LIMIT
-    ):
+    indices = taps, pixels * p.groups, geometry.groups, 4 * (reach + pads), geometry.strips * 2**15, p.batch * UNITS
+    if max(indices) >= INT32_LIMIT:
         return "it has too many elements in an image, or too many images, for 32-bit indices"
     return None
 
@@ -128,35 +125,32 @@ class _Geometry:
     p: ConvProblem
     target: Target
 
-    def _two(self, values: tuple[int, ...], fill: int) -> tuple[int, int]:
-        return (fill, *values)[-2:]  # type: ignore[return-value]
-
     @cached_property
     def flat(self) -> bool:
         """One row, of images and of the filter: strips are computed as rows, each ``shift`` columns behind the last."""
-        return self.rows == self._two(self.p.in_spatial, 1)[0] == self._two(self.p.out_spatial, 1)[0] == 1
+        return self.rows == two(self.p.in_spatial, 1)[0] == two(self.p.out_spatial, 1)[0] == 1
 
     @property
     def shift(self) -> int:
-        return 8 * self.blocks if self.flat else 0
+        return COLUMNS * self.blocks if self.flat else 0
 
     @cached_property
     def size(self) -> tuple[int, int]:
-        rows, columns = self._two(self.p.in_spatial, 1)
+        rows, columns = two(self.p.in_spatial, 1)
         return (self.strips if self.flat else rows), columns
 
     @cached_property
     def out(self) -> tuple[int, int]:
-        rows, columns = self._two(self.p.out_spatial, 1)
+        rows, columns = two(self.p.out_spatial, 1)
         return (self.strips if self.flat else rows), columns
 
     @cached_property
     def padding(self) -> tuple[int, int]:
-        return self._two(tuple(lo for lo, _ in self.p.padding), 0)
+        return two(tuple(lo for lo, _ in self.p.padding), 0)
 
     @cached_property
     def rows(self) -> int:
-        return self._two(self.p.filter, 1)[0]
+        return two(self.p.filter, 1)[0]
 
     @cached_property
     def outputs(self) -> int:
@@ -169,7 +163,7 @@ class _Geometry:
 
     @cached_property
     def strips(self) -> int:
-        return -(-self.p.out_spatial[-1] // (UNITS * 8))
+        return -(-self.p.out_spatial[-1] // (UNITS * COLUMNS))
 
     @property
     def grid_strips(self) -> int:
@@ -177,7 +171,7 @@ class _Geometry:
 
     @cached_property
     def blocks(self) -> int:
-        return -(-self.p.out_spatial[-1] // (self.strips * 8))
+        return -(-self.p.out_spatial[-1] // (self.strips * COLUMNS))
 
     @cached_property
     def steps(self) -> int:

@@ -270,58 +270,60 @@ def test_the_dispatcher_takes_it_for_long_filters():
     assert kernel((56, 56), (31, 31), channels=12) == "depthwise"
 
 
+def infinite(x, w):
+    x.reshape(-1)[x.size // 2] = np.inf
+
+
+# What shows a planted bug.
+MAP = {"size": (17, 20), "taps": (9, 11), "batch": 7}
+ROWS = {"size": (300,), "taps": (31,), "batch": 3}
+PADDED_ROWS = {"size": (9, 12), "taps": (1, 9), "padding": ((9, 9), (4, 4))}
+LARGE_FILTER = {"size": (5, 5), "taps": (63, 63), "batch": 1, "target": "sm_90a"}
+INFINITE = {"size": (12, 12), "taps": (9, 9), "exact": False, "spoil": infinite}
+
 PLANTED = [
-    ("__syncthreads();  // this chunk", "// this chunk"),
-    ("__syncthreads();  // the planes are whole", ""),
-    ("__syncthreads();  // all are done with the planes\n", "\n"),
-    ("__syncthreads();  // the outputs are whole", ""),
-    ("__syncthreads();  // the filters are whole", ""),
-    ("copy_wait<STAGES - 2>();", "copy_wait<STAGES - 1>();"),
-    ("shared_store_16(zeros + threadIdx.x * 16, {0, 0, 0, 0});", ""),
-    ("exists ? pixel : zeros + pixel % 128", "pixel"),
-    ("uint32(r) < uint32(p.in[0]) && ", ""),
-    ("exists && uint32(column[c] + r * p.shift) < uint32(p.in[1]);", "exists;"),
-    (" && column + row * p.shift < p.out[1];", ";"),
-    ("min_of(uint32(row), uint32(p.filter[0]))", "uint32(row)"),
-    ("const int32 taps = min_of(p.filter[1], kPairs - kBefore);", "const int32 taps = p.filter[1];"),
-    ("load_band(band[OUTPUTS - r], place.first - r);", "load_band(band[r], place.first - r);"),
-    ("if (row >= p.out[0]) row = 0, image += p.per_group;", "if (row >= p.out[0]) row = 0, image += 1;"),
-    ("probe = fmaf(0.0f, sum[o][half][0], probe);", ""),
-    ("min_of(-top, OUTPUTS - 2 + p.filter[0])", "-top"),
-    ("shared_store_2(word - 2, bits);", ""),
+    (MAP, "__syncthreads();  // this chunk", "// this chunk"),
+    (MAP, "__syncthreads();  // the planes are whole", ""),
+    (MAP, "__syncthreads();  // all are done with the planes\n", "\n"),
+    (MAP, "__syncthreads();  // the outputs are whole", ""),
+    (ROWS, "__syncthreads();  // the filters are whole", ""),
+    (MAP, "copy_wait<STAGES - 2>();", "copy_wait<STAGES - 1>();"),
+    (MAP, "shared_store_16(zeros + threadIdx.x * 16, {0, 0, 0, 0});", ""),
+    (MAP, "exists ? pixel : zeros + pixel % 128", "pixel"),
+    (MAP, "uint32(r) < uint32(p.in[0]) && ", ""),
+    (ROWS, "exists && uint32(column[c] + r * p.shift) < uint32(p.in[1]);", "exists;"),
+    (ROWS, " && column + row * p.shift < p.out[1];", ";"),
+    (MAP, "min_of(uint32(row), uint32(p.filter[0]))", "uint32(row)"),
+    (LARGE_FILTER, "const int32 taps = min_of(p.filter[1], kPairs - kBefore);", "const int32 taps = p.filter[1];"),
+    (LARGE_FILTER, "load_band(band[OUTPUTS - r], place.first - r);", "load_band(band[r], place.first - r);"),
+    (MAP, "if (row >= p.out[0]) row = 0, image += p.per_group;", "if (row >= p.out[0]) row = 0, image += 1;"),
+    (INFINITE, "probe = fmaf(0.0f, sum[o][half][0], probe);", ""),
+    (PADDED_ROWS, "min_of(-top, OUTPUTS - 2 + p.filter[0])", "-top"),
+    (MAP, "shared_store_2(word - 2, bits);", ""),
 ]
 
 
-@pytest.mark.parametrize(("old", "new"), PLANTED)
-def test_planted_bugs_are_found(monkeypatch, old, new):
+@pytest.mark.parametrize(("case", "old", "new"), PLANTED)
+def test_planted_bugs_are_found(monkeypatch, case, old, new):
     checking.plant(monkeypatch, FILE, old, new)
     with pytest.raises((AssertionError, EmulationError)):
-        run_all()
+        go(**case)
 
 
-def run_all():
-    def infinite(x, w):
-        x.reshape(-1)[x.size // 2] = np.inf
-
-    go((17, 20), (9, 11), batch=7)
-    go((300,), (31,), batch=3)
-    go((9, 12), (1, 9), padding=((9, 9), (4, 4)))
-    go((5, 5), (63, 63), batch=1, target="sm_90a")
-    go((12, 12), (9, 9), exact=False, spoil=infinite)
+@pytest.mark.parametrize("case", [MAP, ROWS, PADDED_ROWS, LARGE_FILTER, INFINITE])
+def test_without_a_planted_bug_nothing_is_found(case):
+    go(**case)
 
 
 def test_lean():
-    """No spills, no local memory on any architecture, for all numbers of products and the widest epilogues."""
-    shapes = [((56, 56), (taps, taps)) for taps in (9, 25, 41, 57)] + [((14, 14), (13, 13)), ((7, 7), (13, 13))]
-    shapes += [((1000,), (taps,)) for taps in (9, 57, 73, 121, 153)]
-    for arch, shared in (("sm_80", 163), ("sm_89", 99), ("sm_90a", 227), ("sm_100", 227), ("sm_120", 99)):
+    """No spills, no local memory where registers are capped, for activations that need most."""
+    shapes = (((56, 56), (9, 9)), ((28, 28), (13, 13)), ((1000,), (9,)), ((1000,), (57,)), ((1000,), (121,)))
+    for arch, shared in (("sm_80", 163), ("sm_90a", 227), ("sm_120", 99)):
         target, launches = Target(arch, 100, shared * 1024), []
         for i, (size, taps) in enumerate(shapes):
             x, w = arrays("float16", 1, 64, 1, size, taps, batch=32, last=True)
             options = {"input_layout": "nwc" if len(size) == 1 else "nhwc", "groups": 64}
             options["padding"] = [(t // 2, (t - 1) // 2) for t in taps]
             p = checking.problem(x, w, activation=("silu", "gelu", "selu")[i % 3], **options)
-            if ROW.refuses(p, target) is None:
-                launches.append(ROW.plan(p, target))
-        assert len(launches) >= 8
+            launches.append(ROW.plan(p, target))
         checking.assert_lean(launches, [arch])
