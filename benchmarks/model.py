@@ -44,7 +44,7 @@ _ISSUE = {
     "depthwise_ncw": 0.9,
     "conv_stem": 0.6,
     "depthwise_nhwc_mma": 0.4,
-    "depthwise_nhwc_toeplitz": 0.5,
+    "depthwise_nhwc_toeplitz": 0.5,  # that of depthwise_toeplitz: no GPU has timed it
 }
 _DIRECT = 3e12  # FLOP per second of the kernel ``direct``: 1.7 to 5.3 were measured
 

@@ -46,7 +46,7 @@ def refuses(p: ConvProblem, target: Target) -> str | None:
         return f"strides are {p.strides}; depthwise_toeplitz takes 1 or 2, the same along rows and columns"
     geometry = Geometry(p, target)
     if geometry.tile is None:
-        return f"the filter is {p.filter}; depthwise_toeplitz takes up to 63x73 (11x11 with stride 2)"
+        return f"the filter is {p.filter}; depthwise_toeplitz takes up to 63x73, 150 in a row (11x11 with stride 2)"
     if geometry.shared_bytes > target.shared_per_block:
         return f"its ring of rows needs {geometry.shared_bytes} bytes of shared memory, {target.name} has less"
     row = max(abs(geometry.row_stride(t)) for t in (p.x, p.y, p.residual or p.y))
