@@ -215,6 +215,7 @@ def _parts(case: Case) -> Iterator[tuple[Layer, int, float]]:
     row, batch = case.row, measured_batch(case.row, case.dtype)
     sizes = [_halves(n, least) for n, least in zip(row["in_spatial"], FEWEST[row["nd"]], strict=True)]
     sizes[1:] = [*sizes[1:-1], row["in_spatial"][-1:]] if row["nd"] > 1 else []
+    # All rows where bands of them are walked; a long filter would find most of a lower map in its padding.
     if row["cls"] == "depthwise" and row["nd"] == 2 and (not case.last or max(row["filter"]) > 7):
         sizes[0] = row["in_spatial"][:1]
     images = _halves(batch, min(batch, _fewest_images(row, case.last)))

@@ -105,6 +105,12 @@ struct NhwcPixel {
     DEVICE int64 offset(const DepthwiseNhwcToeplitzParams& p) const {
         return (image * p.y_image + int64(row) * p.y_row + column) * p.channels;
     }
+
+    // It may be y itself: no read through the cache of memory that nobody writes.
+    template <class X>
+    DEVICE float residual(const DepthwiseNhwcToeplitzParams& p, const X* from) const {
+        return element<float>(load<X, 1, false>(from + offset(p)), 0);
+    }
 };
 
 // Columns of x under the windows of the strip, and where they lie in the ring.
@@ -313,7 +319,7 @@ __global__ void __launch_bounds__(kChannels * 32, MIN_BLOCKS)
             for (int c = 0; c < 2; c++) {
                 if constexpr (RESIDUAL) {
                     const NhwcPixel pixel(p, by_blocks, place, g + 8 * half, o, 2 * t + c);
-                    if (pixel.exists) values[c] += fetch<float>(residual + pixel.offset(p) + channel);
+                    if (pixel.exists) values[c] += pixel.residual(p, residual + channel);
                 }
                 values[c] = epilogue.activate(values[c]);
             }
@@ -339,7 +345,7 @@ __global__ void __launch_bounds__(kChannels * 32, MIN_BLOCKS)
                                      fetch<float>(filter_row + s * p.w_column), exact);
                     }
                 }
-                if constexpr (RESIDUAL) exact += fetch<float>(residual + pixel.offset(p) + channel);
+                if constexpr (RESIDUAL) exact += pixel.residual(p, residual + channel);
                 shared_store_2(outputs + o * kOutput + half * 128 + c * 2,
                                from_accumulator<X>(epilogue.activate(exact)).bits);
             }

@@ -223,9 +223,7 @@ class _Geometry:
 
     @cached_property
     def stages(self) -> int:
-        limit = (
-            self.target.shared_per_block // max(2, self.wanted_blocks) - 1024
-        )  # that much the system takes per block
+        limit = self.target.shared_per_block // max(2, self.wanted_blocks) - 1024  # what the system takes per block
         return next((s for s in STAGES if self._shared(self.per_group, s) <= limit), STAGES[-1])
 
     @cached_property

@@ -85,12 +85,12 @@ class Geometry:
 
     @cached_property
     def flat(self) -> bool:
-        """One row per image and per filter, and no stride: then the images are the rows of one image,"""
+        """Whether the images are the rows of one image: they and the filter have one row, and there are many."""
         return self._single and not self.shift
 
     @cached_property
     def shift(self) -> int:
-        """or, where they are fewer, the strips of a row, each so many columns behind the last; 0 where they are not."""
+        """Columns between rows that are strips of one row: of few images only, it takes a tenth more slots; else 0."""
         return UNITS * COLUMNS if self._single and self.all_strips > self.p.batch else 0
 
     @cached_property
@@ -105,12 +105,17 @@ class Geometry:
     @cached_property
     def size(self) -> tuple[int, int]:
         rows, columns = two(self.p.in_spatial, 1)
-        return (self.p.batch if self.flat else self.all_strips if self.shift else rows), columns
+        return self._rows(rows), columns
 
     @cached_property
     def out(self) -> tuple[int, int]:
         rows, columns = two(self.p.out_spatial, 1)
-        return (self.p.batch if self.flat else self.all_strips if self.shift else rows), columns
+        return self._rows(rows), columns
+
+    def _rows(self, rows: int) -> int:
+        if self.flat:
+            return self.p.batch
+        return self.all_strips if self.shift else rows
 
     def row_stride(self, t: Tensor) -> int:
         """Elements between rows of x, y or the residual."""
