@@ -3,6 +3,7 @@
     python benchmarks/compile_matrix.py --json matrix.json                   # all: 14,000 kernels, 80 CPU minutes
     python benchmarks/compile_matrix.py --arch sm_90a --sample 200 --seed 1  # a part drawn at random
     python benchmarks/compile_matrix.py "direct.cu:direct<float, 3>"         # these only
+    python benchmarks/compile_matrix.py --nvcc --sample 400                  # with plain nvcc, as a C++ project would
 
 Exit status 1 if one does not compile, spills, uses local memory or draws a warning. Everything passes through the disk
 cache of compiled kernels, so that a run that was stopped goes on where it stopped; a whole run needs 3 GB there, so
@@ -13,12 +14,15 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import statistics
+import subprocess
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 import instantiations
@@ -27,7 +31,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from gpu_conv.cuda import CompileError, cache, compiler, source
+from gpu_conv.cuda import CompileError, cache, compiler, resources, source
 from gpu_conv.cuda.targets import KNOWN_TARGETS
 
 ARCHS = tuple(KNOWN_TARGETS)
@@ -39,7 +43,10 @@ Job = tuple[str, str, str]  # architecture, file below kernels/, name expression
 
 @dataclass(frozen=True)
 class Build:
-    """One instantiation for one architecture; ``error`` is None where it compiled. ``seconds`` are of the CPU."""
+    """One instantiation for one architecture; ``error`` is None where it compiled.
+
+    ``seconds`` are of the CPU with NVRTC, of the clock with nvcc.
+    """
 
     source: str
     name: str
@@ -83,10 +90,32 @@ def build(job: Job) -> Build:
     )
 
 
-def compile_all(jobs: Iterable[Job], threads: int = 2) -> Iterator[Build]:
+def build_with_nvcc(job: Job) -> Build:
+    """Compile as a C++ project would that includes the kernel and takes its address; nothing is cached."""
+    arch, file, name = job
+    start = time.perf_counter()
+    with TemporaryDirectory() as folder:
+        unit = Path(folder, file)
+        unit.write_text(f"{source.load(file)}\nvoid* wanted() {{ return (void*)({name}); }}\n")
+        options = ("-std=c++17", f"-arch={arch}", "-cubin", "--ptxas-options=-v", "-o", os.devnull)
+        done = subprocess.run(["nvcc", *options, unit], capture_output=True, text=True, check=False)
+    seconds, log = time.perf_counter() - start, done.stdout + done.stderr
+    if done.returncode:
+        return Build(file, name, arch, seconds, error=log)
+    used = vars(resources.parse(log))
+    return Build(file, name, arch, seconds, **used, warnings=tuple(re.findall(r".*\bwarning\b.*", log)))
+
+
+def nvcc_version() -> str:
+    """``"nvcc 13.0"``."""
+    told = subprocess.run(["nvcc", "--version"], capture_output=True, text=True, check=True).stdout
+    return "nvcc " + re.findall(r"release (\d+\.\d+)", told)[0]
+
+
+def compile_all(jobs: Iterable[Job], threads: int = 2, compile_one: Callable[[Job], Build] = build) -> Iterator[Build]:
     """Every job once, in order, as soon as each is there."""
     with ThreadPoolExecutor(threads) as pool:
-        yield from pool.map(build, dict.fromkeys(jobs))
+        yield from pool.map(compile_one, dict.fromkeys(jobs))
 
 
 def jobs_of(archs: Iterable[str], sample: int | None, seed: int) -> list[Job]:
@@ -153,6 +182,7 @@ def main(
     seed: Annotated[int, typer.Option(help="of the sample")] = 0,
     json_file: Annotated[Path | None, typer.Option("--json", help="put the report there, beside other NVRTCs'")] = None,
     threads: Annotated[int, typer.Option(help="compilations at a time")] = os.cpu_count() or 1,
+    nvcc: Annotated[bool, typer.Option("--nvcc", help="with the nvcc on the path instead of NVRTC")] = False,
 ) -> None:
     """Compile, and show what the kernels take."""
     cache.MAX_BYTES = 1 << 40  # what was compiled an hour ago is still wanted
@@ -164,11 +194,11 @@ def main(
         jobs: list[Job] = [(one, file, name) for file, _, name in pairs for one in arch or ARCHS]
     else:
         jobs = jobs_of(arch or ARCHS, sample, seed)
-    builds = list(
-        track(compile_all(jobs, threads), total=len(set(jobs)), console=console, disable=not console.is_terminal)
-    )
+    compile_one, version = (build_with_nvcc, nvcc_version()) if nvcc else (build, compiler.nvrtc_version())
+    building = compile_all(jobs, threads, compile_one)
+    builds = list(track(building, total=len(set(jobs)), console=console, disable=not console.is_terminal))
     result = {"sample": sample, "seed": seed if sample else None} | report(builds)
-    console.print(table(result["summary"], f"{len(builds)} kernels, NVRTC {compiler.nvrtc_version()}"))
+    console.print(table(result["summary"], f"{len(builds)} kernels, {version if nvcc else f'NVRTC {version}'}"))
     for one in builds:
         if not one.is_clean:
             found = f"{one.registers} registers, {one.spill_bytes} bytes spilled, {one.local_bytes} local"
@@ -176,7 +206,7 @@ def main(
             console.print(text, style="red", markup=False, highlight=False, soft_wrap=True)
     if json_file:
         reports = json.loads(json_file.read_text()) if json_file.exists() else {}
-        json_file.write_text(json.dumps(reports | {compiler.nvrtc_version(): result}, indent=1) + "\n")
+        json_file.write_text(json.dumps(reports | {version: result}, indent=1) + "\n")
     raise typer.Exit(0 if all(one.is_clean for one in builds) else 1)
 
 

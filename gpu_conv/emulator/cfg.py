@@ -57,6 +57,7 @@ class Block:
         targets: block numbers of its jumps; a branch or guarded exit that isn't taken goes to ``index + 1``.
         together: its first instruction needs every live lane of so many neighbours: of a warp, a warpgroup, or 0.
         member_mask: the mask operand of its first instruction, where threads park until the mask has arrived.
+        accesses: the registers that each instruction writes, and those that it reads.
     """
 
     index: int
@@ -65,6 +66,7 @@ class Block:
     targets: list[int] = field(default_factory=list)
     together: int = 0
     member_mask: Operand | None = None
+    accesses: list[tuple[set[str], set[str]]] = field(default_factory=list)
     used: set[str] = field(default_factory=set)
     defined: set[str] = field(default_factory=set)
     live_in: set[str] = field(default_factory=set)
@@ -189,24 +191,22 @@ def _end(instruction: Instruction) -> str | None:
     return "barrier" if is_barrier(instruction) else None
 
 
-def registers_of(operand: Operand | None) -> Iterator[str]:
+def registers_of(operand: Operand | None) -> tuple[str, ...]:
     """Names of the registers in an operand."""
     match operand:
         case Register():
-            yield operand.name
+            return (operand.name,)
         case Vector():
-            for item in operand.items:
-                yield from registers_of(item)
+            return tuple(name for item in operand.items for name in registers_of(item))
         case Address():
-            yield from registers_of(operand.base)
+            return registers_of(operand.base)
         case TensorAddress():
-            yield from registers_of(operand.map)
-            yield from registers_of(operand.coordinates)
+            return registers_of(operand.map) + registers_of(operand.coordinates)
         case Negated():
-            yield from registers_of(operand.operand)
+            return registers_of(operand.operand)
         case Pair():
-            yield from registers_of(operand.first)
-            yield from registers_of(operand.second)
+            return registers_of(operand.first) + registers_of(operand.second)
+    return ()
 
 
 def definitions_and_uses(instruction: Instruction) -> tuple[set[str], set[str]]:
@@ -234,8 +234,8 @@ def successors(block: Block, count: int) -> list[int]:
 
 def _liveness(blocks: list[Block]) -> None:
     for block in blocks:
-        for instruction in block.instructions:
-            defined, used = definitions_and_uses(instruction)
+        block.accesses = [definitions_and_uses(instruction) for instruction in block.instructions]
+        for defined, used in block.accesses:
             block.used |= used - block.defined
             block.defined |= defined
     changed = True

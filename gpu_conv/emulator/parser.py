@@ -6,7 +6,9 @@ import re
 from bisect import bisect_left
 from functools import lru_cache
 from math import prod
+from typing import Any, TypeAlias
 
+from .declarations import parameter, parse_integer, variable
 from .errors import PtxSyntaxError
 from .ir import (
     TYPE_SIZES,
@@ -18,7 +20,6 @@ from .ir import (
     Negated,
     Operand,
     Pair,
-    Parameter,
     Register,
     Sink,
     SourceLine,
@@ -40,30 +41,22 @@ _FILE = re.compile(r'\.file\s+(\d+)\s+"([^"]*)"[^\n]*')
 _LOC = re.compile(r"\.loc\s+(\d+)\s+(\d+)\s+(\d+)([^\n]*)")
 _INLINED_AT = re.compile(r"inlined_at\s+(\d+)\s+(\d+)\s+(\d+)")
 _LABEL = re.compile(r"([A-Za-z_$%][\w$]*)\s*:(?!:)")
+_GUARD = re.compile(r"@(!?)\s*([%\w$]+)\s+(.*)$")
+_NUMBERED = re.compile(r"(%?[A-Za-z_]+)\d+$")
 _OPCODE = re.compile(r"([a-z][\w.:]*)\s*(.*)$", re.S)
 _BRACKET = re.compile(r"[{\[(]")
 _BRACE = re.compile(r"[{}]")
 _SPACE = re.compile(r"\s*")
 _ADDRESS = re.compile(r"([^\s+\-][^\s+]*)\s*(?:\+\s*(-?\w+))?$")
-_INITIAL_VALUE = re.compile(r"0[fF][0-9a-fA-F]{8}|0[dD][0-9a-fA-F]{16}|-?0[xX][0-9a-fA-F]+|-?\d+")
 # Device functions are refused where they are called, so the declarations around a call say nothing new.
 _IGNORED_STATEMENTS = (".pragma", ".callprototype", ".param")
+Place: TypeAlias = tuple[Any, ...]  # number of the file, line, column, as written
 
 
 @lru_cache(8)
 def parse(text: str) -> dict[str, Kernel]:
     """All kernels of a PTX module, by mangled name."""
     return _Parser(text).module()
-
-
-def parse_integer(text: str) -> int:
-    """An integer literal: decimal, octal, ``0x``, ``0b``, with an optional sign and ``U``."""
-    text = text.rstrip("U")
-    digits = text.lstrip("-")
-    prefix = digits[:2].lower()
-    base = 16 if prefix == "0x" else 2 if prefix == "0b" else 8 if len(digits) > 1 and digits[0] == "0" else 10
-    value = int(digits, base)
-    return -value if text.startswith("-") else value
 
 
 class _Parser:
@@ -121,8 +114,8 @@ class _Parser:
             elif _FUNCTION.match(self.text, self.position):
                 self.function()
             elif _MODULE_VARIABLE.match(self.text, self.position):
-                variable = _variable(self.statement())
-                self.variables[variable.name] = variable
+                found = variable(self.statement())
+                self.variables[found.name] = found
             else:
                 raise self.error("cannot parse")
         return self.kernels
@@ -142,7 +135,7 @@ class _Parser:
         match = re.search(r"\.entry\s+([\w$]+)\s*(?:\((.*?)\))?", head, re.S)
         if not match:
             raise self.error("kernel without a name")
-        kernel = Kernel(match[1], [_parameter(p) for p in _split(match[2] or "")])
+        kernel = Kernel(match[1], [parameter(p) for p in _split(match[2] or "")])
         if bound := re.search(r"\.(?:maxntid|reqntid)\s+([\d, ]+)", head):
             kernel.max_threads = prod(int(size) for size in bound[1].split(","))
         if cluster := re.search(r"\.reqnctapercluster\s+([\d, ]+)", head):
@@ -163,7 +156,8 @@ class _Body:
         self.starts: list[int] = []  # of the inner scopes: how long the body was
         self.families: dict[str, str] = {}  # `%r<20>` declares %r0..%r19
         self.source: tuple[SourceLine, ...] = ()
-        self.callers: dict[tuple[str, ...], tuple[str, ...]] = {}
+        self.callers: dict[Place, Place] = {}
+        self.lines: dict[Place, SourceLine] = {}
         self.known: dict[str, Operand] = {}  # operands read since the last declaration: most come up many times
 
     def parse(self) -> None:
@@ -183,12 +177,8 @@ class _Body:
                     self.rename_labels(self.starts.pop())
                 parser.position += 1
                 self.known.clear()
-            elif match := parser.skip(_LOC):
-                self.location(match)
-            elif parser.skip(_FILE):
+            elif character == "." and self.directive():
                 continue
-            elif parser.text.startswith(".section", parser.position):
-                parser.skip_braces()
             elif match := parser.skip(_LABEL):
                 self.label(match[1])
             else:
@@ -198,18 +188,34 @@ class _Body:
                 except PtxSyntaxError as error:
                     raise PtxSyntaxError(f"PTX line {line}: {error}") from None
 
+    def directive(self) -> bool:
+        """One of the directives that do not end with a semicolon, if it stands here."""
+        parser = self.parser
+        if match := parser.skip(_LOC):
+            self.location(match)
+        elif parser.text.startswith(".section", parser.position):
+            parser.skip_braces()
+        else:
+            return parser.skip(_FILE) is not None
+        return True
+
     def location(self, match: re.Match[str]) -> None:
         """Remember the source line. `inlined_at` names the caller, which an earlier `.loc` may place in its own."""
-        where = (match[1], match[2], match[3])
+        where = match.group(1, 2, 3)
         inlined = _INLINED_AT.search(match[4])
         if inlined:
-            self.callers[where] = (inlined[1], inlined[2], inlined[3])
+            self.callers[where] = inlined.group(1, 2, 3)
         if match[2] == "0":  # compiler-made code keeps the line before it
             return
         chain = [where]
         while chain[-1] in self.callers and len(chain) < 16 and (inlined or len(chain) > 1):
-            chain.append(self.callers[chain[-1]])  # type: ignore[arg-type]
-        self.source = tuple(SourceLine(self.parser.files.get(int(f), "?"), int(n)) for f, n, _ in chain)
+            chain.append(self.callers[chain[-1]])
+        self.source = tuple([self.lines.get(place) or self.source_line(place) for place in chain])
+
+    def source_line(self, place: Place) -> SourceLine:
+        file, number, _ = place
+        line = self.lines[place] = SourceLine(self.parser.files.get(int(file), "?"), int(number))
+        return line
 
     def label(self, name: str) -> None:
         parser = self.parser
@@ -232,17 +238,16 @@ class _Body:
                 item.operands = (*item.operands[:-1], Symbol(names[target.name]))
 
     def statement(self, text: str, line: int) -> None:
-        if not text or text.startswith(_IGNORED_STATEMENTS):
-            return
-        if text.startswith(".reg"):
+        if not text.startswith("."):
+            if text:
+                self.kernel.body.append(self.instruction(text, line))
+        elif text.startswith(".reg"):
             self.declare(text)
         elif re.match(r"\.(shared|local|global|const)\b", text):
-            variable = _variable(text)
-            self.kernel.variables[variable.name] = variable
-        elif text.startswith("."):
+            found = variable(text)
+            self.kernel.variables[found.name] = found
+        elif not text.startswith(_IGNORED_STATEMENTS):
             raise PtxSyntaxError(f"directive {text!r}")
-        else:
-            self.kernel.body.append(self.instruction(text, line))
 
     def declare(self, text: str) -> None:
         match = re.match(r"\.reg\s*\.(\w+)\s+(.*)$", text)  # inline asm may write `{.reg.b16 h`
@@ -261,7 +266,7 @@ class _Body:
     def instruction(self, text: str, line: int) -> Instruction:
         guard, body = None, text
         if text[0] == "@":
-            match = re.match(r"@(!?)\s*([%\w$]+)\s+(.*)$", text)
+            match = _GUARD.match(text)
             register = self.register(match[2]) if match else None
             if not match or register is None:
                 raise PtxSyntaxError(f"guard of {text!r}")
@@ -269,22 +274,14 @@ class _Body:
         match = _OPCODE.match(body)
         if not match:
             raise PtxSyntaxError(f"instruction {text!r}")
-        opcode, *modifiers = match[1].replace("::", "\0").split(".")
-        return Instruction(
-            opcode,
-            tuple(m.replace("\0", "::") for m in modifiers),
-            tuple(self.operand(o) for o in _split(match[2])),
-            guard,
-            line,
-            self.source,
-            text,
-        )
+        operands = tuple([self.operand(o) for o in _split(match[2])])
+        return Instruction(*_opcode(match[1]), operands, guard, line, self.source, text)
 
     def register(self, name: str) -> Register | None:
         for scope in reversed(self.scopes):
             if name in scope:
                 return Register(scope[name])
-        family = re.match(r"(%?[A-Za-z_]+)\d+$", name)
+        family = _NUMBERED.match(name)
         if family and family[1] in self.families:
             self.kernel.registers.setdefault(name, self.families[family[1]])
             self.scopes[0][name] = name
@@ -292,9 +289,10 @@ class _Body:
         return None
 
     def operand(self, text: str) -> Operand:
-        if text not in self.known:
-            self.known[text] = self._operand(text)
-        return self.known[text]
+        found = self.known.get(text)
+        if found is None:
+            found = self.known[text] = self._operand(text)
+        return found
 
     def _operand(self, text: str) -> Operand:
         if text.startswith("{"):
@@ -335,6 +333,13 @@ class _Body:
         return Address(base, offset)
 
 
+@lru_cache(4096)
+def _opcode(text: str) -> tuple[str, tuple[str, ...]]:
+    """The first dotted component and the others."""
+    opcode, *modifiers = text.replace("::", "\0").split(".")
+    return opcode, tuple(m.replace("\0", "::") for m in modifiers)
+
+
 def _split(text: str) -> list[str]:
     """Split at the commas outside brackets."""
     if not _BRACKET.search(text):
@@ -350,44 +355,3 @@ def _split(text: str) -> list[str]:
             start = i + 1
     last = text[start:].strip()
     return [*parts, last] if last else parts
-
-
-def _declared_type(text: str) -> str:
-    types = [t for t in re.findall(r"\.(\w+)", text) if t in TYPE_SIZES]
-    if not types:
-        raise PtxSyntaxError(f"declaration without a known type: {text!r}")
-    return str(types[-1])
-
-
-def _parameter(text: str) -> Parameter:
-    kind = _declared_type(text.rsplit(" ", 1)[0])
-    match = re.search(r"([\w$]+)\s*(?:\[(\d+)\])?\s*$", text)
-    if not match:
-        raise PtxSyntaxError(f"parameter {text!r}")
-    return Parameter(match[1], kind, TYPE_SIZES[kind] * int(match[2] or 1))
-
-
-def _variable(text: str) -> Variable:
-    head, _, value = text.partition("=")
-    space = re.search(r"\.(shared|global|const|local)\b", head)
-    align = re.search(r"\.align\s+(\d+)", head)
-    name = re.search(r"([A-Za-z_$%][\w$]*)\s*((?:\[\s*\d*\s*\])*)\s*$", head)
-    if not space or not name:
-        raise PtxSyntaxError(f"variable {text!r}")
-    size = element = TYPE_SIZES[_declared_type(head[: name.start()])]
-    for length in re.findall(r"\[\s*(\d*)\s*\]", name[2]):
-        size *= int(length or 0)
-    data = _initial_bytes(value, element).ljust(size, b"\0") if value else None
-    return Variable(name[1], space[1], size, int(align[1]) if align else element, data, ".extern" in head)
-
-
-def _initial_bytes(text: str, element: int) -> bytes:
-    if re.search(r"[A-Za-z_$]", _INITIAL_VALUE.sub("", text)):
-        raise PtxSyntaxError(f"initial value by symbol: {text!r}")
-    data = b""
-    for item in _INITIAL_VALUE.findall(text):
-        if item[:2].lower() in ("0f", "0d"):
-            data += bytes.fromhex(item[2:])[::-1]
-        else:
-            data += (parse_integer(item) % (1 << 8 * element)).to_bytes(element, "little")
-    return data

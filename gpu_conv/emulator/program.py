@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from functools import lru_cache
 from types import CodeType
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from . import numeric
-from .cfg import Block, build_blocks, definitions_and_uses
+from .cfg import Block, build_blocks
 from .codegen_async import HANDLERS as ASYNC
 from .codegen_async import phase_test
 from .codegen_base import NAMED_DTYPES, Handler, Modifiers, Writer, storage_type
@@ -27,6 +28,10 @@ from .ir import TYPE_SIZES, Immediate, Instruction, Kernel, Register
 from .parser import parse
 from .site import Barrier, PhaseTest
 from .translation import Translation
+
+Function: TypeAlias = Callable[
+    [list[Any], Any, Any], Any
+]  # a block: registers, lanes and machine -> what its end needs
 
 _HANDLERS: dict[str, Handler] = {**INTEGER, **float_handlers(INTEGER_HANDLERS), **MEMORY, **WARP, **ASYNC, **WGMMA}
 
@@ -58,9 +63,7 @@ class Program(Translation):
         self.shared_granule = min([16, *(n for i in instructions for n in _shared_sizes(i))])
         self.global_granule = min([16, *(n for i in instructions for n in _global_write_sizes(i))])
         self.classes = [[(instruction_class(i), i.name) for i in block.instructions] for block in self.blocks]
-        for block in self.blocks:
-            exec(_compiled(self._translate(block)), self.namespace)
-        self.functions = [self.namespace[f"block_{block.index}"] for block in self.blocks]
+        self.functions = [self._compiled_at_first_call(block.index, self._translate(block)) for block in self.blocks]
         number = self.numbers
         self.live_in = [frozenset(number[r] for r in b.live_in) for b in self.blocks]
         self.touched = [frozenset(number[r] for r in b.defined | b.live_in) for b in self.blocks]
@@ -96,6 +99,16 @@ class Program(Translation):
                 writer.emit(f"registers[{number[register]}] = {name(register)}")
         writer.emit(f"return {result}")
         return f"def block_{block.index}(registers, lanes, m):\n    " + "\n    ".join(writer.lines)
+
+    def _compiled_at_first_call(self, index: int, source: str) -> Function:
+        """Everything is translated, and so refused, at once; a third of that time would go into Python's compiler."""
+
+        def first_call(registers: list[Any], lanes: Any, machine: Any) -> Any:
+            exec(_compiled(source), self.namespace)
+            self.functions[index] = self.namespace[f"block_{index}"]
+            return self.functions[index](registers, lanes, machine)
+
+        return first_call
 
     def _outside_target(self, block: Block) -> int:
         """The register that the scheduler sets when the threads go on."""
@@ -155,8 +168,7 @@ def _last_uses(block: Block) -> list[set[str]]:
     """For each instruction, the registers that nobody needs after it."""
     live = set(block.live_out)
     dead = []
-    for instruction in reversed(block.instructions):
-        defined, used = definitions_and_uses(instruction)
+    for defined, used in reversed(block.accesses):
         dead.append((defined | used) - live)
         live = (live - (defined - used)) | used
     return dead[::-1]

@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,18 @@ def test_spills_local_memory_and_errors_are_not_clean(matrix):
     assert frames.local_bytes == 256
     assert "nothing" in nothing.error
     assert not any(one.is_clean for one in (spills, frames, nothing))
+
+
+@pytest.mark.skipif(not shutil.which("nvcc"), reason="nvcc is not on the path")
+def test_plain_nvcc(matrix):
+    names = ("tiny<float, 3>", "spills<float>", "nothing<float>")
+    jobs = [("sm_80", "tiny.cu", name) for name in names]
+    good, spills, nothing = matrix.compile_all(jobs, compile_one=matrix.build_with_nvcc)
+    assert good.is_clean
+    assert good.registers > 0
+    assert spills.spill_bytes > 0
+    assert "nothing" in nothing.error
+    assert matrix.nvcc_version().startswith("nvcc ")
 
 
 def test_the_command_writes_json_and_fails_for_a_kernel_that_is_not_clean(matrix, tmp_path):

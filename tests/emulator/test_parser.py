@@ -7,6 +7,7 @@ import pytest
 
 from gpu_conv.emulator import PtxSyntaxError
 from gpu_conv.emulator.cfg import build_blocks
+from gpu_conv.emulator.declarations import parse_integer
 from gpu_conv.emulator.ir import (
     SHARED_GUARD,
     Address,
@@ -19,7 +20,7 @@ from gpu_conv.emulator.ir import (
     Symbol,
     Vector,
 )
-from gpu_conv.emulator.parser import parse, parse_integer
+from gpu_conv.emulator.parser import parse
 
 from .cuda import DIALECTS, compiled
 from .ptx import HEADER, module, run
