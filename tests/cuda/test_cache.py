@@ -1,4 +1,5 @@
 import errno
+import itertools
 import logging
 import os
 import stat
@@ -256,6 +257,7 @@ def test_a_read_only_directory_still_serves_hits(stored, own_cache):
 
 
 def test_the_least_recently_used_go_first(own_cache, monkeypatch):
+    monkeypatch.setattr(cache, "SWEEP_EVERY", 1)
     size = 1000
     for age, name in enumerate("abcd"):
         cache.write(name, {}, bytes(size), b"")
@@ -267,7 +269,18 @@ def test_the_least_recently_used_go_first(own_cache, monkeypatch):
     assert sorted(path.name for path in own_cache.iterdir()) == ["a", "d", "e"]
 
 
-def test_abandoned_temporary_files_go_and_fresh_ones_stay(own_cache):
+def test_a_process_looks_through_the_folder_now_and_then(own_cache, monkeypatch):
+    monkeypatch.setattr(cache, "MAX_BYTES", 0)
+    monkeypatch.setattr(cache, "_writes", itertools.count())
+    for i in range(cache.SWEEP_EVERY):
+        cache.write(f"{i}", *ENTRY)
+    assert len(list(own_cache.iterdir())) == cache.SWEEP_EVERY - 1
+    cache.write("another", *ENTRY)
+    assert not list(own_cache.iterdir())
+
+
+def test_abandoned_temporary_files_go_and_fresh_ones_stay(own_cache, monkeypatch):
+    monkeypatch.setattr(cache, "SWEEP_EVERY", 1)
     cache.write("a", *ENTRY)
     for name, age in ((".old.tmp", 2 * cache._ABANDONED_SECONDS), (".new.tmp", 10)):
         (own_cache / name).touch()
