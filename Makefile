@@ -8,9 +8,9 @@ ARGS ?=
 demo: $(VENV)/demo.stamp  ## classify four pictures with MobileNetV2
 	$(VENV)/bin/gpu-conv classify $(ARGS)
 
-# One BLAS thread: two of them on busy cores are many times slower than one.
+# One BLAS thread: two of them on busy cores are many times slower than one. Workers that are done take over from others.
 test: $(VENV)/test.stamp  ## ARGS goes to pytest
-	OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n auto --maxprocesses 8 $(ARGS)
+	OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n auto --maxprocesses 8 --dist worksteal $(ARGS)
 
 lint: $(VENV)/test.stamp $(VENV)/dev.stamp
 	$(VENV)/bin/ruff check .

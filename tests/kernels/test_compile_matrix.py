@@ -10,7 +10,7 @@ from gpu_conv.cuda.targets import KNOWN_TARGETS
 pytest.importorskip("cuda.bindings.nvrtc")
 pytest.importorskip("typer")
 
-PER_ARCH = 12  # compilations of a run for each architecture; the whole set is `benchmarks/compile_matrix.py`
+PER_ARCH = 6  # compilations of a run for each architecture; the whole set is `benchmarks/compile_matrix.py`
 
 
 @pytest.fixture
