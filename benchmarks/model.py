@@ -63,7 +63,8 @@ def predicted_us(problem: ConvProblem, launch: Launch, target: Target, row: Mapp
         return NODE + 1e6 / CLOCK * wgmma_model.fastest(wgmma.demand_of(problem), target)
     if launch.kernel == "conv_tile":
         demand = tile.demand_of(problem)
-        return NODE + 1e6 / CLOCK * tile_model.clocks(demand, tile_model.choose(demand, target), target)
+        best = tile_model.choose(demand, target)
+        return NODE + 1e6 / CLOCK * tile_model.clocks(demand, best, target, demand.blocks(best, target))
     if not row.get("slots"):
         return START + 1e6 * max(problem.bytes / COPY, problem.flops / _DIRECT)
     times = terms(problem, launch, target, row).values()

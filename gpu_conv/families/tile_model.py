@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import lru_cache
 from math import ceil
+from operator import itemgetter
 from typing import NamedTuple
 
 from ..launch import Target
@@ -137,9 +138,10 @@ class Demand(NamedTuple):
 
     def input_pixels(self, tile: Tile) -> tuple[int, int]:
         """Rows and columns of the input under a tile."""
-        axes = zip((tile.rows, tile.columns), self.strides, self.filter, self.dilations, strict=True)
-        rows, columns = ((n - 1) * s + (k - 1) * d + 1 for n, s, k, d in axes)
-        return rows, ceil(columns / self.strides[1]) * self.strides[1]
+        (down, along), (high, wide), (over, beyond) = self.strides, self.filter, self.dilations
+        rows = (tile.rows - 1) * down + (high - 1) * over + 1
+        columns = (tile.columns - 1) * along + (wide - 1) * beyond + 1
+        return rows, ceil(columns / along) * along
 
     def input_bytes(self, tile: Tile) -> int:
         """Shared memory of one slab of pixels."""
@@ -167,19 +169,20 @@ class Demand(NamedTuple):
 
     def blocks(self, tile: Tile, target: Target) -> int:
         """Blocks of the tile that one multiprocessor holds; 0 if it does not fit."""
-        shared = self.shared_bytes(tile)
-        if shared > target.shared_per_block or self.registers(tile) > 240:
+        if (registers := self.registers(tile)) > 240 or (shared := self.shared_bytes(tile)) > target.shared_per_block:
             return 0
         warps = 48 if target.capability in (86, 89, 120) else 64
-        warps = min(
-            warps, 4 * (512 // (ceil(self.registers(tile) / 8) * 8))
-        )  # four register files of 512 x 32 registers
+        warps = min(warps, 4 * (512 // (ceil(registers / 8) * 8)))  # four register files of 512 x 32 registers
         return min((target.shared_per_block + 1024) // (shared + 1024), warps // tile.warps)
 
     def workers(self, tile: Tile, target: Target) -> int:
         """Blocks that share the pixel tiles of one block of channels: together they fill the device once."""
         slots = target.multiprocessors * self.blocks(tile, target)
-        return min(self.tiles(tile)[2], max(1, slots // self.channel_blocks(tile)))
+        return _workers(self.tiles(tile)[2], self.channel_blocks(tile), slots)
+
+
+def _workers(tiles: int, channel_blocks: int, slots: int) -> int:
+    return min(tiles, max(1, slots // channel_blocks))
 
 
 # Strips of a tile: images, rows, columns. A warp owns two, a block has 1 to 8 warps.
@@ -235,8 +238,8 @@ def _channels(d: Demand) -> Iterator[tuple[int, int, int, int]]:
 
 def fitting(d: Demand, target: Target) -> list[Tile]:
     """The tiles that fit, the shortest predicted time first."""
-    found = [tile for tile in candidates(d) if d.blocks(tile, target)]
-    return sorted(found, key=lambda tile: clocks(d, tile, target))
+    found = [(clocks(d, tile, target, blocks), tile) for tile in candidates(d) if (blocks := d.blocks(tile, target))]
+    return [tile for _, tile in sorted(found, key=itemgetter(0))]
 
 
 @lru_cache(maxsize=1024)
@@ -260,13 +263,13 @@ _ELEMENT = 80  # instructions' worth of time for one element of x on its own: 14
 _LINE = 12  # bytes of a memory access lost on its ends: 32-byte pieces took 1.5 times as long as 128-byte ones
 
 
-def clocks(d: Demand, tile: Tile, target: Target) -> float:
-    """Predicted duration in clocks of the busiest multiprocessor."""
-    blocks, (_, _, tiles) = d.blocks(tile, target), d.tiles(tile)
-    workers, channel_blocks = d.workers(tile, target), d.channel_blocks(tile)
+def clocks(d: Demand, tile: Tile, target: Target, blocks: int) -> float:
+    """Predicted duration in clocks of the busiest multiprocessor, which holds so many ``blocks``."""
+    (_, _, tiles), channel_blocks = d.tiles(tile), d.channel_blocks(tile)
+    workers = _workers(tiles, channel_blocks, target.multiprocessors * blocks)
     rounds = ceil(tiles / workers)
     together = min(blocks, ceil(workers * channel_blocks / target.multiprocessors))
-    terms = _terms(d, tile, together)
+    terms = _terms(d, tile, tiles, together)
     busy = max(terms) + _SECOND * (sum(terms) - max(terms))
     busy *= 1 + (_TURNS if tile.takes_turns else _LONELY / (together * tile.warps) + (_ALONE if together == 1 else 0))
     waves = ceil(workers * channel_blocks / (target.multiprocessors * blocks))
@@ -275,9 +278,8 @@ def clocks(d: Demand, tile: Tile, target: Target) -> float:
     return waves * (_LATENCY + filter_load + rounds * max(latency, together * busy))
 
 
-def _terms(d: Demand, tile: Tile, together: int) -> tuple[float, ...]:
-    """Clocks of one tile: device memory, L2 cache, products, shared memory, instructions."""
-    row_tiles, column_tiles, tiles = d.tiles(tile)
+def _terms(d: Demand, tile: Tile, tiles: int, together: int) -> tuple[float, ...]:
+    """Clocks of one of the ``tiles``: device memory, L2 cache, products, shared memory, instructions."""
     slabs, warp_tiles = d.slabs(tile), tile.warp_tiles
     in_rows, in_columns = d.input_pixels(tile)
     channels = min(tile.units, d.units) * d.unit_chunks * 16
