@@ -54,6 +54,18 @@ def test_doctor_tries_what_it_calls_working(own_cache: Path) -> None:
     assert "NVRTC" in result.stdout
 
 
+@pytest.mark.parametrize("kernels", ["Haswell", "SkylakeX", None])
+def test_doctor_knows_the_kernels_of_blas(monkeypatch: pytest.MonkeyPatch, kernels: str | None) -> None:
+    library = {"architecture": kernels, "num_threads": 3}
+    monkeypatch.setattr("gpu_conv.cpu.gemm.openblas", lambda: [library] if kernels else [])
+    config = {"SIMD Extensions": {"found": ["X86_V4"]}, "Build Dependencies": {"blas": {"name": "accelerate"}}}
+    monkeypatch.setattr(np, "show_config", lambda mode: config)
+    check = checks()["blas"]
+    assert check["works"] is (kernels != "Haswell")
+    assert check["repair"] == (None if check["works"] else "export OPENBLAS_CORETYPE=SkylakeX")
+    assert (f"kernels for {kernels}, threads: 3" if kernels else "accelerate") in check["found"]
+
+
 def test_doctor_names_the_repair_and_fails_for_what_is_required(
     monkeypatch: pytest.MonkeyPatch, own_cache: Path
 ) -> None:
@@ -70,6 +82,7 @@ def test_doctor_names_the_repair_and_fails_for_what_is_required(
     monkeypatch.setattr(device, "cupy", no_driver)
     monkeypatch.setattr(doctor, "_distributions", lambda: ["cupy-cuda13x"])
     monkeypatch.setattr(doctor.metadata, "version", not_installed)
+    monkeypatch.setattr("gpu_conv.cpu.gemm.openblas", lambda: [])
     found = checks("--require", "emulator", "--require", "onnx", status=1)
     assert {name: check["repair"] for name, check in found.items() if not check["works"]} == {
         "emulator": "pip install 'gpu-conv[emulator]'",
@@ -103,7 +116,7 @@ def test_doctor_finds_wrong_results_two_cupys_and_a_foreign_cache(
 
 
 def test_doctor_knows_what_it_knows() -> None:
-    assert "--require luck: expected one of cpu, emulator, cuda" in fails("doctor", "--require", "luck")
+    assert "--require luck: expected one of cpu, blas, emulator, cuda" in fails("doctor", "--require", "luck")
 
 
 # -------------------------------------------------------------------------------------------------------------- warmup

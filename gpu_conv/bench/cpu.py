@@ -22,6 +22,9 @@ from typing import Any
 from . import LAYERS, Layer
 
 PER_ROUND = 0.03  # seconds that one contestant runs in one round
+# Seconds before each turn where there are several threads: those of the contestant before wait for work, busily. On two
+# processors onnxruntime's MobileNetV2 took 8.2 ms right after OpenBLAS, 2.2 after this pause, or alone.
+SETTLE = 0.1
 NET = "net MobileNetV2 224"
 
 Row = dict[str, Any]
@@ -59,19 +62,19 @@ def rows(threads: Sequence[int], rounds: int, only: str, peers: Sequence[str]) -
 def measure(threads: int, rounds: int, only: str, peers: Sequence[str]) -> Iterator[Row]:
     """Measure in this process."""
     # A single thread's processor time leaves out the time in which other programs had the core.
-    clock = time.thread_time if threads == 1 else time.perf_counter
+    clock, settle = (time.thread_time, 0.0) if threads == 1 else (time.perf_counter, SETTLE)
     for layer in LAYERS:
         if only in str(layer):
             runs, strategy, extra = contest(layer, threads, peers)
-            row = {"kind": layer.kind, "name": layer.name, **interleaved(runs, rounds, clock)}
+            row = {"kind": layer.kind, "name": layer.name, **interleaved(runs, rounds, clock, settle)}
             yield row | {"strategy": strategy, "extra": extra >> 10}
     if only in NET and (net := whole_net(threads, peers)):
-        row = {"kind": "net", "name": NET.removeprefix("net "), **interleaved(net, rounds, clock)}
+        row = {"kind": "net", "name": NET.removeprefix("net "), **interleaved(net, rounds, clock, settle)}
         yield row | {"strategy": "gpu_conv.onnx", "extra": 0}
 
 
-def interleaved(runs: Runs, rounds: int, clock: Callable[[], float]) -> Row:
-    """Medians of contestants that take turns, and what others used of the machine."""
+def interleaved(runs: Runs, rounds: int, clock: Callable[[], float], settle: float = 0.0) -> Row:
+    """Medians of contestants that take turns, ``settle`` seconds apart, and what others used of the machine."""
     repeats = {}
     for contestant, run in runs.items():
         run()
@@ -81,7 +84,7 @@ def interleaved(runs: Runs, rounds: int, clock: Callable[[], float]) -> Row:
     laps: list[tuple[float, dict[str, float]]] = []  # of each round: what others used, and each contestant's median
     for _ in range(rounds):
         before, own, wall = _machine(), time.process_time(), time.perf_counter()
-        times = {contestant: _lap(run, repeats[contestant], clock) * 1e3 for contestant, run in runs.items()}
+        times = {contestant: _lap(run, repeats[contestant], clock, settle) * 1e3 for contestant, run in runs.items()}
         elapsed = (time.perf_counter() - wall) * (os.cpu_count() or 1)
         foreign = (_machine() - before - (time.process_time() - own)) / elapsed
         laps.append((max(0.0, foreign), times))
@@ -90,8 +93,9 @@ def interleaved(runs: Runs, rounds: int, clock: Callable[[], float]) -> Row:
     return {"ms": {c: median(times[c] for _, times in quiet) for c in runs}, "foreign": quiet[-1][0]}
 
 
-def _lap(run: Callable[[], object], repeats: int, clock: Callable[[], float]) -> float:
+def _lap(run: Callable[[], object], repeats: int, clock: Callable[[], float], settle: float) -> float:
     """Median seconds of some calls."""
+    time.sleep(settle)
     marks = [clock()]
     for _ in range(repeats):
         run()

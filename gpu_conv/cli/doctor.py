@@ -90,6 +90,21 @@ def _cpu() -> str:
     return f"NumPy {np.__version__}"
 
 
+def _blas() -> str:
+    from ..cpu import gemm
+
+    config = np.show_config(mode="dicts")
+    found = gemm.openblas()
+    if not found:
+        return str(config["Build Dependencies"]["blas"]["name"])
+    kernels = {library["architecture"] for library in found}
+    text = f"OpenBLAS, kernels for {', '.join(sorted(kernels))}, threads: {max(one['num_threads'] for one in found)}"
+    vectors = {"X86_V4", "AVX512_SKX"} & set(config["SIMD Extensions"]["found"])
+    if vectors and not any(name.lower() in gemm.KERNELS for name in kernels):
+        raise _Missing(f"{text}, without this processor's AVX-512: twice the time", "export OPENBLAS_CORETYPE=SkylakeX")
+    return text
+
+
 def _emulator() -> str:
     from ..cuda import CudaUnavailable, compiler
 
@@ -147,6 +162,7 @@ def _installed(what: str, *distributions: str) -> Callable[[], str]:
 
 CHECKS: dict[str, Callable[[], str]] = {
     "cpu": _cpu,
+    "blas": _blas,
     "emulator": _emulator,
     "cuda": _cuda,
     "cache": _cache,

@@ -5,14 +5,15 @@ few columns as a convolution has filters. Up to a million multiply-adds its kern
 are parted into panels, the pixels into pieces, and ``np.matmul`` runs over them. Measured on a Xeon with AVX-512, one
 thread, against the product in one call: 3136 pixels by 192 terms by 64 filters 0.75 of the time, 784 by 384 by 128
 0.78, 196 by 768 by 256 0.81, 49 by 320 by 1280 0.74, 12544 by 16 by 96 0.64. OpenBLAS's other kernels pack the filters
-for every piece instead (AVX2: 1.0 to 1.4 of the time).
+for every piece instead: with AVX2 1.0 to 1.4 of the time there, and 1.2 to 1.6 on a Zen 5, for which the OpenBLAS of
+NumPy's wheels chooses them although it has AVX-512 (``OPENBLAS_CORETYPE=SkylakeX`` halves the time there).
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from functools import cache
+from typing import Any
 
 import numpy as np
 
@@ -26,7 +27,8 @@ NEAR = 40_000  # weights of a panel that is wider than a strip: 49 pixels by 320
 NARROWEST = 32  # below it the vectors of a product are half empty
 WEIGHTS = 100_000  # of a panel: with fewer than ten pixels in a piece the filters are read too often
 CACHED = 1 << 21  # bytes of weights, about an L2 cache: 49 by 1536 by 512 else takes 1.4 of the time
-THREADS = 2  # of BLAS up to which small products, each on one thread, win: dense layers 2.1 of onnxruntime, not 3.1
+KERNELS = ("skylakex", "cooperlake", "sapphirerapids")  # OpenBLAS's names for those with AVX-512
+THREADS = 2  # of BLAS up to which small products, each on one thread, win: MobileNetV2 9.6 ms, not 11.8 (Zen 5)
 FEW = 16  # pixels of a product below which packing is no matter
 
 
@@ -78,16 +80,15 @@ def evenly(count: int, size: int) -> list[tuple[slice, int]]:
 
 @cache
 def unpacked() -> bool:
-    """Whether this machine's BLAS has kernels that do not pack, and no more threads than they outrun."""
-    config = np.show_config(mode="dicts")
-    vectors = {"X86_V4", "AVX512_SKX"} & set(config["SIMD Extensions"]["found"])  # the names of NumPy 2.4 and before
-    openblas = "openblas" in config["Build Dependencies"]["blas"]["name"]
-    return openblas and bool(vectors) and _threads() <= THREADS
+    """Whether OpenBLAS has chosen kernels that do not pack, and no more threads than they outrun."""
+    found = openblas()
+    return bool(found) and all(
+        library["architecture"].lower() in KERNELS and library["num_threads"] <= THREADS for library in found
+    )
 
 
-def _threads() -> int:
-    """Threads of OpenBLAS, by its own rules."""
-    names = "OPENBLAS_NUM_THREADS", "GOTO_NUM_THREADS", "OMP_NUM_THREADS"
-    wanted = (int(value) for name in names if (value := os.environ.get(name, "")).isdigit())
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, next((n for n in wanted if n > 0), cores))
+def openblas() -> list[dict[str, Any]]:
+    """The OpenBLAS libraries of this process: ``architecture`` (which kernels), ``num_threads``, ``version``."""
+    from threadpoolctl import threadpool_info  # 20 ms, which ``import gpu_conv`` need not take
+
+    return [library for library in threadpool_info() if library["internal_api"] == "openblas"]
