@@ -82,7 +82,7 @@ def test_doctor_names_the_repair_and_fails_for_what_is_required(
     monkeypatch.setattr(device, "cupy", no_driver)
     monkeypatch.setattr(doctor, "_distributions", lambda: ["cupy-cuda13x"])
     monkeypatch.setattr(doctor.metadata, "version", not_installed)
-    monkeypatch.setattr("gpu_conv.cpu.gemm.openblas", lambda: [])
+    monkeypatch.setattr("gpu_conv.cpu.gemm.openblas", list)
     found = checks("--require", "emulator", "--require", "onnx", status=1)
     assert {name: check["repair"] for name, check in found.items() if not check["works"]} == {
         "emulator": "pip install 'gpu-conv[emulator]'",
