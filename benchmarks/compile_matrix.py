@@ -1,12 +1,12 @@
 """Compile what the dispatch table can ask for, for every architecture, with no GPU: registers, spills, local memory.
 
-    python benchmarks/compile_matrix.py --json matrix.json                   # all: 14,000 kernels, 80 CPU minutes
+    python benchmarks/compile_matrix.py --json matrix.json                   # all: 28,000 kernels, 2 to 5 CPU hours
     python benchmarks/compile_matrix.py --arch sm_90a --sample 200 --seed 1  # a part drawn at random
     python benchmarks/compile_matrix.py "direct.cu:direct<float, 3>"         # these only
     python benchmarks/compile_matrix.py --nvcc --sample 400                  # with plain nvcc, as a C++ project would
 
 Exit status 1 if one does not compile, spills, uses local memory or draws a warning. Everything passes through the disk
-cache of compiled kernels, so that a run that was stopped goes on where it stopped; a whole run needs 3 GB there, so
+cache of compiled kernels, so that a run that was stopped goes on where it stopped; a whole run needs 10 GB there, so
 give it a folder of its own: GPU_CONV_CACHE=FOLDER. ``instantiations.py`` says what is asked for.
 """
 
@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import statistics
 import subprocess
 import time
@@ -102,12 +103,13 @@ def build_with_nvcc(job: Job) -> Build:
     seconds, log = time.perf_counter() - start, done.stdout + done.stderr
     if done.returncode:
         return Build(file, name, arch, seconds, error=log)
-    used = vars(resources.parse(log))
-    return Build(file, name, arch, seconds, **used, warnings=tuple(re.findall(r".*\bwarning\b.*", log)))
+    return Build(file, name, arch, seconds, **vars(resources.parse(log)), warnings=tuple(resources.warnings(log)))
 
 
 def nvcc_version() -> str:
     """``"nvcc 13.0"``."""
+    if not shutil.which("nvcc"):
+        raise typer.BadParameter("no nvcc is on the path: it comes with the CUDA toolkit", param_hint="--nvcc")
     told = subprocess.run(["nvcc", "--version"], capture_output=True, text=True, check=True).stdout
     return "nvcc " + re.findall(r"release (\d+\.\d+)", told)[0]
 

@@ -99,7 +99,7 @@ def _blas() -> str:
         return str(config["Build Dependencies"]["blas"]["name"])
     kernels = {library["architecture"] for library in found}
     text = f"OpenBLAS, kernels for {', '.join(sorted(kernels))}, threads: {max(one['num_threads'] for one in found)}"
-    vectors = {"X86_V4", "AVX512_SKX"} & set(config["SIMD Extensions"]["found"])
+    vectors = {"X86_V4", "AVX512_SKX"} & set(config["SIMD Extensions"].get("found", ()))
     if vectors and not any(name.lower() in gemm.KERNELS for name in kernels):
         raise _Missing(f"{text}, without this processor's AVX-512: twice the time", "export OPENBLAS_CORETYPE=SkylakeX")
     return text

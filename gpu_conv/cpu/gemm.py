@@ -5,7 +5,7 @@ few columns as a convolution has filters. Up to a million multiply-adds its kern
 are parted into panels, the pixels into pieces, and ``np.matmul`` runs over them. Measured on a Xeon with AVX-512, one
 thread, against the product in one call: 3136 pixels by 192 terms by 64 filters 0.75 of the time, 784 by 384 by 128
 0.78, 196 by 768 by 256 0.81, 49 by 320 by 1280 0.74, 12544 by 16 by 96 0.64. OpenBLAS's other kernels pack the filters
-for every piece instead: with AVX2 1.0 to 1.4 of the time there, and 1.2 to 1.6 on a Zen 5, for which the OpenBLAS of
+for every piece instead: with AVX2 1.0 to 1.4 of the time there, and 1.2 to 1.8 on a Zen 5, for which the OpenBLAS of
 NumPy's wheels chooses them although it has AVX-512 (``OPENBLAS_CORETYPE=SkylakeX`` halves the time there).
 """
 

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from gpu_conv.cachedir import cache_dir
 
-MAX_BYTES = 512 << 20  # about 10,000 kernels; the least recently used go first
+MAX_BYTES = 512 << 20  # about 4,000 kernels; the least recently used go first
 SWEEP_EVERY = 16  # writes of a process: looking at 3,000 files takes 10 ms, compiling a kernel 100 to 300
 _MAGIC = b"gpu_conv kernel 1\n"
 _ABANDONED_SECONDS = 3600  # a temporary file this old belongs to a process that died

@@ -65,8 +65,8 @@ class Compiled:
 
     @property
     def warnings(self) -> list[str]:
-        """Lines of the log in which the compiler or ptxas warns, or ptxas regrets, as in (C7510), serialised wgmma."""
-        return [line for line in self.log.splitlines() if re.search(r"\bwarning\s*[#:]|\(C\d{4}\)", line)]
+        """Lines of the log in which something is warned of."""
+        return resources.warnings(self.log)
 
 
 def compile(source: str, name_expression: str, arch: str) -> Compiled:

@@ -42,6 +42,11 @@ def parse(log: str) -> Resources:
     )
 
 
+def warnings(log: str) -> list[str]:
+    """Lines in which the compiler or ptxas warns, or ptxas regrets, as in (C7510), serialised wgmma."""
+    return [line for line in log.splitlines() if re.search(r"\bwarning\s*[#:]|\(C\d{4}\)", line)]
+
+
 @dataclass(frozen=True)
 class Occupancy:
     """Resident blocks per multiprocessor, the share of its warps that they fill, and the resource that runs out."""

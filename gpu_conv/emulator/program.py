@@ -29,9 +29,8 @@ from .parser import parse
 from .site import Barrier, PhaseTest
 from .translation import Translation
 
-Function: TypeAlias = Callable[
-    [list[Any], Any, Any], Any
-]  # a block: registers, lanes and machine -> what its end needs
+# A block: registers, lanes and machine -> what its end needs.
+Function: TypeAlias = Callable[[list[Any], Any, Any], Any]
 
 _HANDLERS: dict[str, Handler] = {**INTEGER, **float_handlers(INTEGER_HANDLERS), **MEMORY, **WARP, **ASYNC, **WGMMA}
 
