@@ -54,15 +54,22 @@ def test_doctor_tries_what_it_calls_working(own_cache: Path) -> None:
     assert "NVRTC" in result.stdout
 
 
+@pytest.mark.parametrize("told", ["Haswell", None])
 @pytest.mark.parametrize("kernels", ["Haswell", "SkylakeX", None])
-def test_doctor_knows_the_kernels_of_blas(monkeypatch: pytest.MonkeyPatch, kernels: str | None) -> None:
+def test_doctor_knows_the_kernels_of_blas(
+    monkeypatch: pytest.MonkeyPatch, kernels: str | None, told: str | None
+) -> None:
+    monkeypatch.delenv("OPENBLAS_CORETYPE", raising=False)
+    if told:
+        monkeypatch.setenv("OPENBLAS_CORETYPE", told)
     library = {"architecture": kernels, "num_threads": 3}
     monkeypatch.setattr("gpu_conv.cpu.gemm.openblas", lambda: [library] if kernels else [])
     config = {"SIMD Extensions": {"found": ["X86_V4"]}, "Build Dependencies": {"blas": {"name": "accelerate"}}}
     monkeypatch.setattr(np, "show_config", lambda mode: config)
     check = checks()["blas"]
     assert check["works"] is (kernels != "Haswell")
-    assert check["repair"] == (None if check["works"] else "export OPENBLAS_CORETYPE=SkylakeX")
+    wanted = "unset OPENBLAS_CORETYPE" if told else "export OPENBLAS_CORETYPE=SkylakeX"
+    assert check["repair"] == (None if check["works"] else wanted)
     assert (f"kernels for {kernels}, threads: 3" if kernels else "accelerate") in check["found"]
 
 

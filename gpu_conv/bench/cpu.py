@@ -42,7 +42,8 @@ def rows(threads: Sequence[int], rounds: int, only: str, peers: Sequence[str]) -
 
     Yields:
         ``threads``, ``kind``, ``name``, the milliseconds ``ms`` of each contestant, the ``strategy`` of the NumPy
-        engine and its ``extra`` memory in KiB, and ``foreign``, the largest share of the machine that others used.
+        engine, its ``extra`` memory in KiB, its ``blas``, and ``foreign``, the largest share of the machine that others
+        used.
 
     Raises:
         RuntimeError: a process failed; it has said why on standard error.
@@ -61,16 +62,19 @@ def rows(threads: Sequence[int], rounds: int, only: str, peers: Sequence[str]) -
 
 def measure(threads: int, rounds: int, only: str, peers: Sequence[str]) -> Iterator[Row]:
     """Measure in this process."""
+    from gpu_conv.cpu import gemm
+
+    blas = gemm.blas()
     # A single thread's processor time leaves out the time in which other programs had the core.
     clock, settle = (time.thread_time, 0.0) if threads == 1 else (time.perf_counter, SETTLE)
     for layer in LAYERS:
         if only in str(layer):
             runs, strategy, extra = contest(layer, threads, peers)
             row = {"kind": layer.kind, "name": layer.name, **interleaved(runs, rounds, clock, settle)}
-            yield row | {"strategy": strategy, "extra": extra >> 10}
+            yield row | {"strategy": strategy, "extra": extra >> 10, "blas": blas}
     if only in NET and (net := whole_net(threads, peers)):
         row = {"kind": "net", "name": NET.removeprefix("net "), **interleaved(net, rounds, clock, settle)}
-        yield row | {"strategy": "gpu_conv.onnx", "extra": 0}
+        yield row | {"strategy": "gpu_conv.onnx", "extra": 0, "blas": blas}
 
 
 def interleaved(runs: Runs, rounds: int, clock: Callable[[], float], settle: float = 0.0) -> Row:

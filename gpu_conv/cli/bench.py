@@ -130,6 +130,7 @@ def show_cpu(threads: int, rows: Sequence[Row]) -> None:
     console.print(table)
     for kind, values in ratios.items():
         console.print(f"{kind}: geometric mean {geometric_mean(values):.2f}, worst {max(values):.2f}")
+    console.print(f"NumPy's matrix products: {rows[0]['blas']}")
     busy = max(float(row["foreign"]) for row in rows)
     if busy > BUSY:
         console.print(f"[yellow]Other programs used up to {busy:.0%} of the machine: ratios are less certain.[/yellow]")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -93,16 +94,13 @@ def _cpu() -> str:
 def _blas() -> str:
     from ..cpu import gemm
 
-    config = np.show_config(mode="dicts")
     found = gemm.openblas()
-    if not found:
-        return str(config["Build Dependencies"]["blas"]["name"])
-    kernels = {library["architecture"] for library in found}
-    text = f"OpenBLAS, kernels for {', '.join(sorted(kernels))}, threads: {max(one['num_threads'] for one in found)}"
-    vectors = {"X86_V4", "AVX512_SKX"} & set(config["SIMD Extensions"].get("found", ()))
-    if vectors and not any(name.lower() in gemm.KERNELS for name in kernels):
-        raise _Missing(f"{text}, without this processor's AVX-512: twice the time", "export OPENBLAS_CORETYPE=SkylakeX")
-    return text
+    vectors = {"X86_V4", "AVX512_SKX"} & set(np.show_config(mode="dicts")["SIMD Extensions"].get("found", ()))
+    if found and vectors and not any(library["architecture"].lower() in gemm.KERNELS for library in found):
+        told = "OPENBLAS_CORETYPE" in os.environ
+        repair = "unset OPENBLAS_CORETYPE" if told else "export OPENBLAS_CORETYPE=SkylakeX"
+        raise _Missing(f"{gemm.blas()}, without this processor's AVX-512: twice the time", repair)
+    return gemm.blas()
 
 
 def _emulator() -> str:

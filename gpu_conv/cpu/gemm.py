@@ -5,8 +5,8 @@ few columns as a convolution has filters. Up to a million multiply-adds its kern
 are parted into panels, the pixels into pieces, and ``np.matmul`` runs over them. Measured on a Xeon with AVX-512, one
 thread, against the product in one call: 3136 pixels by 192 terms by 64 filters 0.75 of the time, 784 by 384 by 128
 0.78, 196 by 768 by 256 0.81, 49 by 320 by 1280 0.74, 12544 by 16 by 96 0.64. OpenBLAS's other kernels pack the filters
-for every piece instead: with AVX2 1.0 to 1.4 of the time there, and 1.2 to 1.8 on a Zen 5, for which the OpenBLAS of
-NumPy's wheels chooses them although it has AVX-512 (``OPENBLAS_CORETYPE=SkylakeX`` halves the time there).
+for every piece instead: with those for AVX2 1.0 to 1.4 of the time there, and 1.2 to 1.8 on a Zen 5. So OpenBLAS is
+asked which it has chosen: an older one does not know a newer processor, and ``OPENBLAS_CORETYPE`` may say otherwise.
 """
 
 from __future__ import annotations
@@ -85,6 +85,15 @@ def unpacked() -> bool:
     return bool(found) and all(
         library["architecture"].lower() in KERNELS and library["num_threads"] <= THREADS for library in found
     )
+
+
+def blas() -> str:
+    """What multiplies matrices here, with the kernels that it has chosen."""
+    found = openblas()
+    if not found:
+        return str(np.show_config(mode="dicts")["Build Dependencies"]["blas"]["name"])
+    kernels = ", ".join(sorted({library["architecture"] for library in found}))
+    return f"OpenBLAS, kernels for {kernels}, threads: {max(library['num_threads'] for library in found)}"
 
 
 def openblas() -> list[dict[str, Any]]:
