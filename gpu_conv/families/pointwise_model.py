@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from math import ceil, prod
 
 from ..launch import Target
-from .pointwise_tiles import SPILLING_TF32, TILES, Engine, Tile
+from .pointwise_tiles import SPILLING, TILES, Engine, Tile
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,8 @@ class Demand:
     def blocks(self, tile: Tile, target: Target) -> int:
         """Blocks of the tile that one multiprocessor holds; 0 if its shared memory or registers are too few."""
         shared = self.shared_bytes(tile)
-        tf32 = self.engine is Engine.TENSOR_CORES and self.x_size == 4
-        if shared > target.shared_per_block or (tf32 and target.capability >= 100 and tile in SPILLING_TF32):
+        spilling = SPILLING.get(self.x_size, ()) if self.engine is Engine.TENSOR_CORES else ()
+        if shared > target.shared_per_block or (target.capability >= 100 and tile in spilling):
             return 0
         return min(tile.blocks, (target.shared_per_block + 1024) // (shared + 1024))
 

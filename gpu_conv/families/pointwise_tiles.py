@@ -80,9 +80,11 @@ def _few(rows: int, columns: int, slab: int, k_warps: int, blocks: int, split: b
     return Tile(rows, columns, slab, rows, columns, 4, k_warps, False, blocks, split)
 
 
-# ptxas for sm_100 and sm_120 begins the loads of later steps early: of TF32, these spilled 16 to 44 bytes.
+# ptxas for sm_100 and sm_120 begins the loads of later steps early. By bytes of an element, what spilled: of TF32 16 to
+# 44 bytes; of 8-bit integers with clip, for sm_120 with NVRTC 12.9, 12 and 24.
 _WIDE = (_streaming(128, 128, 128, 64, 64, 2, stages=3), _streaming(128, 96, 128, 32, 48, 2, stages=3))
-SPILLING_TF32 = frozenset(_WIDE)
+_TALL = _resident(192, 64, 64, 48, 32, 2)
+SPILLING = {4: frozenset(_WIDE), 1: frozenset({_WIDE[1], _TALL})}
 
 # Keyed by the engine and by whether pixels are in the rows. Registers decide the warp tiles: 2 blocks of 256 threads
 # leave 128 registers a thread, of which the sums may take about 64. `blocks` is what the cubins reach without spills.
@@ -121,7 +123,7 @@ TILES: dict[tuple[Engine, bool], tuple[Tile, ...]] = {
         _resident(96, 128, 32, 48, 32, 2),
         _resident(96, 128, 64, 48, 32, 2),
         _resident(144, 64, 64, 48, 32, 2),
-        _resident(192, 64, 64, 48, 32, 2),
+        _TALL,
         _resident(128, 128, 64, 64, 64, 2),
         _streaming(128, 128, 128, 64, 64, 2, stages=3),
         _streaming(96, 128, 128, 48, 32, 2, stages=3),

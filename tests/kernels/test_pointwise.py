@@ -8,7 +8,7 @@ from gpu_conv.cuda import compiler
 from gpu_conv.cuda.targets import KNOWN_TARGETS
 from gpu_conv.emulator import EmulationError, Emulator
 from gpu_conv.families import Row, pointwise
-from gpu_conv.families.pointwise_tiles import SPILLING_TF32, TILES, Engine
+from gpu_conv.families.pointwise_tiles import SPILLING, TILES, Engine
 from tests.kernels.checking import ARCHES, TARGETS, arrays, assert_lean, assert_params_match, plant, run
 
 ROW = pointwise.ROWS[0]
@@ -285,12 +285,16 @@ def test_registers_do_not_spill(engine):
         assert compiler.compile_launch(launch, arch).registers * launch.threads * tile.blocks <= 65536
 
 
-@pytest.mark.parametrize(("arch", "offered"), [("sm_90a", 2), ("sm_100", 0), ("sm_120", 0)])
-def test_wide_tiles_of_tf32_are_for_architectures_with_registers_for_them(arch, offered):
-    x, w, layout = conv1x1("float32", 64, 256, (8, 8))
-    problem = arguments.prepare(x, w, precision="tf32", **layout).problem
-    assert len(SPILLING_TF32.intersection(pointwise.tiles(problem, KNOWN_TARGETS[arch]))) == offered
-    assert set(TILES[Engine.TENSOR_CORES, True]) >= SPILLING_TF32
+@pytest.mark.parametrize("arch", ["sm_90a", "sm_100", "sm_120"])
+@pytest.mark.parametrize(("dtype", "options", "wide"), [("float32", {"precision": "tf32"}, 2), ("int8", {}, 1)])
+def test_wide_tiles_are_for_architectures_with_registers_for_them(arch, dtype, options, wide):
+    x, w, layout = conv1x1(dtype, 64, 256, (8, 8))
+    problem = arguments.prepare(x, w, **options, **layout).problem
+    spilling = SPILLING[x.itemsize]
+    assert len(spilling.intersection(pointwise.tiles(problem, KNOWN_TARGETS[arch]))) == (
+        wide if arch == "sm_90a" else 0
+    )
+    assert spilling <= {tile for last in (True, False) for tile in TILES[Engine.TENSOR_CORES, last]}
 
 
 @pytest.mark.parametrize("arch", ["sm_80", "sm_120"])
