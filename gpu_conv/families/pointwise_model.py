@@ -67,9 +67,8 @@ class Demand:
 
     def blocks(self, tile: Tile, target: Target) -> int:
         """Blocks of the tile that one multiprocessor holds; 0 if its shared memory or registers are too few."""
-        shared = self.shared_bytes(tile)
-        spilling = SPILLING.get(self.x_size, ()) if self.engine is Engine.TENSOR_CORES else ()
-        if shared > target.shared_per_block or (target.capability >= 100 and tile in spilling):
+        shared, spilling = self.shared_bytes(tile), SPILLING.get((self.x_size, tile), ())
+        if shared > target.shared_per_block or any(target.capability in some for some in spilling):
             return 0
         return min(tile.blocks, (target.shared_per_block + 1024) // (shared + 1024))
 

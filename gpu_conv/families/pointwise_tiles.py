@@ -80,11 +80,18 @@ def _few(rows: int, columns: int, slab: int, k_warps: int, blocks: int, split: b
     return Tile(rows, columns, slab, rows, columns, 4, k_warps, False, blocks, split)
 
 
-# ptxas for sm_100 and sm_120 begins the loads of later steps early. By bytes of an element, what spilled: of TF32 16 to
-# 44 bytes; of 8-bit integers with clip, for sm_120 with NVRTC 12.9, 12 and 24.
 _WIDE = (_streaming(128, 128, 128, 64, 64, 2, stages=3), _streaming(128, 96, 128, 32, 48, 2, stages=3))
-_TALL = _resident(192, 64, 64, 48, 32, 2)
-SPILLING = {4: frozenset(_WIDE), 1: frozenset({_WIDE[1], _TALL})}
+_LOW, _TALL = _resident(48, 128, 64, 48, 16, 2), _resident(192, 64, 64, 48, 32, 2)
+
+# Bytes of an element, tile -> capabilities for which it is not offered, because ptxas spilled.
+_AMPERE, _BLACKWELL = range(80, 90), range(100, 130)  # the latter begins the loads of later steps early
+SPILLING: dict[tuple[int, Tile], tuple[range, ...]] = {
+    (4, _WIDE[0]): (_BLACKWELL,),  # TF32, 16 to 44 bytes
+    (4, _WIDE[1]): (_BLACKWELL,),
+    (2, _LOW): (_AMPERE,),  # results stored one by one, 16 bytes: sm_80 with NVRTC 13.0, sm_86 with 12.9
+    (1, _WIDE[1]): (_BLACKWELL,),  # clip, 24 bytes: sm_120 with NVRTC 12.9
+    (1, _TALL): (_AMPERE, _BLACKWELL),  # clip, 12 to 16 bytes: the same, and as _LOW
+}
 
 # Keyed by the engine and by whether pixels are in the rows. Registers decide the warp tiles: 2 blocks of 256 threads
 # leave 128 registers a thread, of which the sums may take about 64. `blocks` is what the cubins reach without spills.
@@ -118,7 +125,7 @@ TILES: dict[tuple[Engine, bool], tuple[Tile, ...]] = {
         _resident(16, 256, 64, 16, 32, 2),
         _resident(32, 256, 64, 32, 32, 2, stages=3),
         _resident(32, 128, 128, 32, 16, 2),
-        _resident(48, 128, 64, 48, 16, 2),
+        _LOW,
         _resident(64, 128, 64, 32, 32, 2),
         _resident(96, 128, 32, 48, 32, 2),
         _resident(96, 128, 64, 48, 32, 2),

@@ -285,16 +285,17 @@ def test_registers_do_not_spill(engine):
         assert compiler.compile_launch(launch, arch).registers * launch.threads * tile.blocks <= 65536
 
 
-@pytest.mark.parametrize("arch", ["sm_90a", "sm_100", "sm_120"])
-@pytest.mark.parametrize(("dtype", "options", "wide"), [("float32", {"precision": "tf32"}, 2), ("int8", {}, 1)])
-def test_wide_tiles_are_for_architectures_with_registers_for_them(arch, dtype, options, wide):
-    x, w, layout = conv1x1(dtype, 64, 256, (8, 8))
-    problem = arguments.prepare(x, w, **options, **layout).problem
-    spilling = SPILLING[x.itemsize]
-    assert len(spilling.intersection(pointwise.tiles(problem, KNOWN_TARGETS[arch]))) == (
-        wide if arch == "sm_90a" else 0
-    )
-    assert spilling <= {tile for last in (True, False) for tile in TILES[Engine.TENSOR_CORES, last]}
+@pytest.mark.parametrize("arch", ["sm_86", "sm_90a", "sm_120"])
+@pytest.mark.parametrize(("size", "tile"), SPILLING)
+def test_spilling_tiles_are_not_offered(arch, size, tile):
+    dtype, options = {4: ("float32", {"precision": "tf32"}), 2: ("bfloat16", {}), 1: ("int8", {})}[size]
+    target, offered = KNOWN_TARGETS[arch], set()
+    for shape in ((1, 8, 8, 64), (1, 64, 8, 8)):
+        layouts = {"input_layout": "nhwc"} if shape[-1] == 64 else {}
+        x, w = np.zeros(shape, dtype), np.zeros((256, 64, 1, 1), dtype)
+        offered |= set(pointwise.tiles(arguments.prepare(x, w, **options, **layouts).problem, target))
+    spills = any(target.capability in some for some in SPILLING[size, tile])
+    assert (tile in offered) is not spills
 
 
 @pytest.mark.parametrize("arch", ["sm_80", "sm_120"])
