@@ -117,8 +117,8 @@ def select(problem: ConvProblem, target: Target, kernel: str | None = None, choi
     """
     if problem.x.dtype not in CTYPES or problem.accumulate not in CTYPES or problem.y.dtype not in CTYPES:
         raise TypeError(
-            f"the GPU kernels compute {', '.join(CTYPES)}, not {problem.x.dtype} -> {problem.y.dtype} summed in "
-            f"{problem.accumulate}; NumPy arrays take every dtype"
+            f"no GPU kernel computes {problem.x.dtype} -> {problem.y.dtype} summed in {problem.accumulate}: they take "
+            f"{', '.join(name for name in CTYPES if name != 'int32')}; NumPy arrays take every dtype"
         )
     measured = choices.find(problem, target) if choices and kernel is None else None
     if measured and (chosen := _chosen(measured, problem, target)):

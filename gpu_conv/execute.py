@@ -118,6 +118,14 @@ def launched(launch: Launch, device: Device) -> Run:
     return partial(_emulator_run(), launch)
 
 
+def check_on_cpu(kernel: str | None, arch: str | None = None) -> None:
+    """Raises ValueError for what only a GPU has."""
+    if kernel is not None:
+        raise ValueError(f"kernel={kernel!r} names a CUDA kernel; NumPy arrays need device='emulator' for it")
+    if arch is not None:
+        raise ValueError(f"arch={arch!r} is a GPU's; it does not go with device='cpu'")
+
+
 def prepare(call: Call, device: Device, kernel: str | None = None) -> Run:
     """A function of the operands that writes ``y``; it may be called again with others of the same problem.
 
@@ -129,8 +137,7 @@ def prepare(call: Call, device: Device, kernel: str | None = None) -> Run:
     if device == "cpu":
         from . import cpu
 
-        if kernel is not None:
-            raise ValueError(f"kernel={kernel!r} names a CUDA kernel; NumPy arrays need device='emulator' for it")
+        check_on_cpu(kernel)
         w: Any = call.operands["w"]
         return _OnCpu(cpu.prepare(problem, w, call.operands["bias"], call.operands["w_zero_point"]))
     from . import choices, dispatch

@@ -106,6 +106,7 @@ def explain(
         call = prepare(**lent.arguments, transposed=transposed)
         where = execute.device_of(call.library, device or ("emulator" if arch and call.library == "numpy" else None))
         if where == "cpu":
+            execute.check_on_cpu(kernel, arch)
             return _on_cpu(call.problem, call.operands)
         if isinstance(where, execute.Recorder):
             return _on_gpu(call.problem, "recorder", where.target, kernel)

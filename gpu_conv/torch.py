@@ -16,7 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 import ml_dtypes  # noqa: F401  (registers bfloat16 with NumPy)
 import numpy as np
-import torch
+
+try:
+    import torch
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(f"gpu_conv.torch needs {error.name}: pip install torch", name=error.name) from error
 from torch import Tensor
 
 from . import layout as layouts

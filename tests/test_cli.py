@@ -182,6 +182,8 @@ def test_inputs_that_do_not_fit(tmp_path: Path) -> None:
         assert "no .npy file of numbers" in message(f"picture={tmp_path / file}")
     assert "absent.npy" in message(f"picture={tmp_path / 'absent.npy'}")
     assert "'picture'" in fails("run", model)
+    twice = ("--input", f"picture={good}") * 2
+    assert "--input: 2 arrays for picture; every input takes one" in fails("run", model, *twice)
     assert "absent.onnx: No such file" in fails("run", tmp_path / "absent.onnx")
 
 
@@ -213,6 +215,8 @@ def test_options_of_explain_that_do_not_fit() -> None:
     assert "groups" in fails(*good, "--groups", 3)
     assert "nchx" in fails(*good, "--input-layout", "nchx")
     assert "--dtype float99: expected float32, float16" in fails(*good, "--dtype", "float99")
+    assert "kernel='direct' names a CUDA kernel" in fails(*good, "--kernel", "direct")
+    assert "arch='sm_80' is a GPU's" in fails(*good, "--device", "cpu", "--arch", "sm_80")
 
 
 def test_without_a_gpu_its_device_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -255,6 +259,20 @@ def test_without_its_libraries_the_command_says_what_to_install(missing: str) ->
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr == f"gpu-conv needs {missing}: pip install 'gpu-conv[cli]', or [demo] for everything\n"
+
+
+@pytest.mark.parametrize(
+    ("module", "missing", "advice"),
+    [
+        ("gpu_conv.onnx", "onnx", "ONNX models need onnx: pip install 'gpu-conv[onnx]'"),
+        ("gpu_conv.dask", "dask.array", "gpu_conv.dask needs dask.array: pip install 'gpu-conv[dask]'"),
+        ("gpu_conv.torch", "torch", "gpu_conv.torch needs torch: pip install torch"),
+    ],
+)
+def test_without_its_libraries_a_module_says_what_to_install(module: str, missing: str, advice: str) -> None:
+    code = f"import sys; sys.modules[{missing!r}] = None; import {module}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stderr.splitlines()[-1] == f"ModuleNotFoundError: {advice}"
 
 
 # ----------------------------------------------------------------------------------------------------------- emulate

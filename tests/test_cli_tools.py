@@ -15,7 +15,7 @@ import pytest
 
 import gpu_conv
 from gpu_conv.cli import doctor
-from gpu_conv.cuda import CudaUnavailable, compiler, device
+from gpu_conv.cuda import CudaUnavailable, cache, compiler, device
 from tests.test_cli import call, fails, network, runtime
 
 SHAPES = ("--x", "1,8,9,9", "--w", "8,1,3,3", "--groups", "8", "--padding", "1")
@@ -96,6 +96,7 @@ def test_doctor_names_the_repair_and_fails_for_what_is_required(
         "cuda": "install or update the NVIDIA driver",
         "onnx": "pip install 'gpu-conv[onnx]'",
         "demo": "pip install 'gpu-conv[demo]'",
+        "bench": "pip install 'gpu-conv[bench]'",
         "dask": "pip install 'gpu-conv[dask]'",
         "torch": "pip install torch",
         "jax": "pip install jax",
@@ -105,7 +106,7 @@ def test_doctor_names_the_repair_and_fails_for_what_is_required(
     assert result.exit_code == 1
     assert "required and missing: onnx" in result.stdout
     assert "gpu-conv[onnx]" in result.stdout
-    assert call("doctor").exit_code == 0, "without a GPU it works on the CPU"
+    assert "Nothing is missing that is required (cpu)" in call("doctor").stdout, "without a GPU it works on the CPU"
 
 
 def test_doctor_finds_wrong_results_two_cupys_and_a_foreign_cache(
@@ -120,6 +121,9 @@ def test_doctor_finds_wrong_results_two_cupys_and_a_foreign_cache(
     assert found["cuda"]["found"] == "cupy-cuda12x and cupy-cuda13x hide each other"
     assert found["cuda"]["repair"] == "pip uninstall cupy-cuda12x"
     assert found["cache"]["repair"] == "set GPU_CONV_CACHE to a folder of your own"
+    own_cache.rmdir()
+    own_cache.touch()
+    assert not checks(status=1)["cache"]["works"], "a file is no folder"
 
 
 def test_doctor_knows_what_it_knows() -> None:
@@ -139,10 +143,19 @@ def test_warmup_fills_the_cache_once(own_cache: Path, tmp_path: Path) -> None:
     assert [kernel["arch"] for kernel in second["kernels"]] == ["sm_90a"] * 3 + ["sm_80"] * 3
     assert second["compiled"] == 3
     result = call("warmup", model, "--arch", "sm_80")
-    assert "3 kernels, 0 of them compiled now" in " ".join(result.stdout.split())
+    assert "3 kernels: 0 compiled now, 3 in the cache before" in " ".join(result.stdout.split())
 
 
-def test_warmup_of_what_there_is_not(tmp_path: Path) -> None:
+def test_warmup_that_keeps_nothing_fails(own_cache: Path, tmp_path: Path) -> None:
+    cache._refuse.cache_clear()
+    own_cache.parent.mkdir()
+    own_cache.touch()
+    assert f"{own_cache}: a file or a link, no folder; kernels are compiled anew" in fails(
+        "warmup", network(tmp_path / "own.onnx"), "--arch", "sm_80", "--dim", "n=1"
+    )
+
+
+def test_warmup_of_what_there_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = network(tmp_path / "own.onnx", size="side")
     assert "vgg: neither a file nor one of mobilenet_v2" in fails("warmup", "vgg", "--arch", "sm_80")
     assert "arch='sm_1' is unknown; known are sm_75" in fails("warmup", model, "--arch", "sm_1")
@@ -150,6 +163,12 @@ def test_warmup_of_what_there_is_not(tmp_path: Path) -> None:
     for size in ("side", "side=0"):
         assert f"--dim {size}: expected NAME=SIZE" in fails("warmup", model, "--arch", "sm_80", "--dim", size)
     assert "no open axis called width: 'picture'" in fails("warmup", model, "--arch", "sm_80", "--dim", "width=8")
+
+    def no_gpu() -> None:
+        raise CudaUnavailable("a GPU needs CuPy")
+
+    monkeypatch.setattr(device, "target", no_gpu)
+    assert "say which one to compile for: --arch sm_90a. Here a GPU needs CuPy" in fails("warmup", model)
 
 
 # ---------------------------------------------------------------------------------------------------------------- JSON

@@ -48,6 +48,14 @@ def test_python_scalars_are_inputs() -> None:
     np.testing.assert_array_equal(runner({"a": 1.5, "b": np.ones(2, np.float32)})["y"], np.float32([2.5, 2.5]))
 
 
+@pytest.mark.filterwarnings("error")
+def test_infinity_and_nan_are_data() -> None:
+    log = helper.make_node("Log", ["x"], ["y"])
+    runner = load(model_of([log], {"x": (np.float32, [3])}, ["y"]))
+    for _ in range(2):
+        np.testing.assert_array_equal(runner(np.float32([0, -1, 1]))["y"], np.float32([-np.inf, np.nan, 0]))
+
+
 def test_kernels_in_the_emulator() -> None:
     """The CUDA kernels compute the convolutions of a network, on the CPU."""
     b = Builder()

@@ -68,8 +68,15 @@ def _archs(incomplete: str) -> list[str]:
     return [arch for arch in KNOWN_TARGETS if arch.startswith(incomplete)]
 
 
+def _checks(incomplete: str) -> list[str]:
+    from .doctor import CHECKS
+
+    return [name for name in CHECKS if name.startswith(incomplete)]
+
+
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]
-_DTYPES = _completed("float32", "float16", "bfloat16", "float64", "int8", "uint8")
+_DTYPE_NAMES = ("float32", "float16", "bfloat16", "float64", "int8", "uint8")
+_DTYPES, _DTYPE_HELP = _completed(*_DTYPE_NAMES), f"{', '.join(_DTYPE_NAMES)}."
 _ACTIVATIONS = _completed(
     *("relu", "relu6", "sigmoid", "tanh", "silu", "hard_sigmoid", "hard_swish", "gelu", "elu", "softplus")
 )
@@ -155,9 +162,7 @@ def explain(
     input_layout: Annotated[str | None, typer.Option(help="nchw, nhwc, ncw, ndhwc, ...")] = None,
     filter_layout: Annotated[str | None, typer.Option(help="oihw, hwio, ohwi, ihwo, ...")] = None,
     activation: Annotated[str | None, typer.Option(help="relu6, silu, ...", autocompletion=_ACTIVATIONS)] = None,
-    dtype: Annotated[
-        str, typer.Option(help="float32, float16, bfloat16, float64, int8.", autocompletion=_DTYPES)
-    ] = "float32",
+    dtype: Annotated[str, typer.Option(help=_DTYPE_HELP, autocompletion=_DTYPES)] = "float32",
     device: Annotated[Device | None, typer.Option(help="Explain for this device.")] = None,
     arch: Annotated[
         str | None, typer.Option(help="Explain for a GPU that is not here: sm_90a.", autocompletion=_archs)
@@ -187,9 +192,7 @@ def emulate(
     input_layout: Annotated[str | None, typer.Option(help="nchw, nhwc, ncw, ndhwc, ...")] = None,
     filter_layout: Annotated[str | None, typer.Option(help="oihw, hwio, ohwi, ihwo, ...")] = None,
     activation: Annotated[str | None, typer.Option(help="relu6, silu, ...", autocompletion=_ACTIVATIONS)] = None,
-    dtype: Annotated[
-        str, typer.Option(help="float32, float16, bfloat16, float64.", autocompletion=_DTYPES)
-    ] = "float32",
+    dtype: Annotated[str, typer.Option(help=_DTYPE_HELP, autocompletion=_DTYPES)] = "float32",
     arch: Annotated[
         str, typer.Option(help="Whose PTX to run: sm_80, sm_90a, sm_120, ...", autocompletion=_archs)
     ] = "sm_80",
@@ -245,7 +248,7 @@ def bench(
     peer: Annotated[
         list[str] | None, typer.Option(help="Beside these libraries; may be repeated. Default: all that are installed.")
     ] = None,
-    plot: Annotated[Path | None, typer.Option(help="Draw the ratios into this SVG, PNG or PDF file.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw the speed-ups into this SVG, PNG or PDF file.")] = None,
     json: Json = False,
 ) -> None:
     """Time layers of MobileNet and ResNet beside the other libraries that are installed."""
@@ -275,7 +278,7 @@ def tune(
     input_layout: Annotated[str | None, typer.Option(help="nchw, nhwc, ncw, ndhwc, ...")] = None,
     filter_layout: Annotated[str | None, typer.Option(help="oihw, hwio, ohwi, ihwo, ...")] = None,
     activation: Annotated[str | None, typer.Option(help="relu6, silu, ...", autocompletion=_ACTIVATIONS)] = None,
-    dtype: Annotated[str, typer.Option(help="float32, float16, bfloat16, int8.", autocompletion=_DTYPES)] = "float32",
+    dtype: Annotated[str, typer.Option(help=_DTYPE_HELP, autocompletion=_DTYPES)] = "float32",
     dim: Annotated[
         list[str] | None, typer.Option(metavar="NAME=SIZE", help="Size of an open axis of the model, as n=32.")
     ] = None,
@@ -297,8 +300,8 @@ def doctor(
     require: Annotated[
         list[str] | None,
         typer.Option(
-            help="Exit with status 1 if this is missing: cpu (the default), emulator, cuda, cache, onnx, demo, dask.",
-            autocompletion=_completed("cpu", "emulator", "cuda", "cache", "onnx", "demo", "dask", "torch", "jax"),
+            help="Exit with status 1 if this line of the table says no; may be repeated. Default: cpu.",
+            autocompletion=_checks,
         ),
     ] = None,
     json: Json = False,

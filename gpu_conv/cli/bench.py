@@ -16,7 +16,7 @@ from rich.table import Table
 from .. import __version__
 from ..bench import SCHEMA, cpu
 from .explain import element_type
-from .output import out, print_json, progress
+from .output import counted, out, print_json, progress
 
 BUSY = 0.15  # share of the machine that other programs may use before the table warns
 
@@ -94,7 +94,7 @@ def _cpu(threads: Sequence[int], rounds: int, only: str, peers: Sequence[str], s
     with progress("measuring") as step:
         for row in cpu.rows(threads, rounds, only, peers):
             rows.append(row)
-            step(f"after {row['kind']} {row['name']}, {row['threads']} threads")
+            step(f"after {row['kind']} {row['name']}, {counted(row['threads'], 'thread')}")
     for count in threads if show else ():
         if here := [row for row in rows if row["threads"] == count]:
             show_cpu(count, here)
@@ -109,11 +109,11 @@ def best_peer(row: Row) -> float | None:
 
 
 def show_cpu(threads: int, rows: Sequence[Row]) -> None:
-    """One table; ratios are to the fastest of the others."""
+    """One table; ratios are times over that of the fastest of the others."""
     names = [name for name in cpu.PEERS if any(name in row["ms"] for row in rows)]
     against = names[0] if len(names) == 1 else "the fastest other"
-    title = f"float32, batch 1, {threads} thread{'s' * (threads > 1)}: ms, and ratio to {against}"
-    table = Table(title=title if names else title.partition(", and")[0])
+    title = f"float32, batch 1, {counted(threads, 'thread')}: ms"
+    table = Table(title=f"{title}, and ratio to {against} (below 1: gpu_conv is faster)" if names else title)
     for column in ("layer", *names, "NHWC", "ratio", "NCHW", "ratio", "strategy", "extra KiB"):
         table.add_column(column, justify="left" if column in ("layer", "strategy") else "right")
     ratios: dict[str, list[float]] = {}

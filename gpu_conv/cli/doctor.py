@@ -14,7 +14,7 @@ from rich.table import Table
 
 import gpu_conv
 
-from .output import out, print_json, progress
+from .output import counted, out, print_json, progress
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,8 @@ def doctor(required: Sequence[str], as_json: bool = False) -> bool:
     out.print(table)
     if failed:
         out.print(f"required and missing: {', '.join(failed)}", style="red")
+    else:
+        out.print(f"Nothing is missing that is required ({', '.join(required)}); the rest is optional.")
     return not failed
 
 
@@ -135,7 +137,7 @@ def _cache() -> str:
     from ..cuda import cache
 
     kernels, size, writable = cache.status()
-    where = f"{cache_dir('kernels')}: {kernels} kernels, {size / 1e6:.0f} MB"
+    where = f"{cache_dir('kernels')}: {counted(kernels, 'kernel')}, {size / 1e6:.1f} MB"
     if not writable:
         raise _Missing(
             f"{where}, which this user cannot write, or others can", "set GPU_CONV_CACHE to a folder of your own"
@@ -166,6 +168,7 @@ CHECKS: dict[str, Callable[[], str]] = {
     "cache": _cache,
     "onnx": _installed("'gpu-conv[onnx]'", "onnx"),
     "demo": _installed("'gpu-conv[demo]'", "onnx", "pillow", "scikit-image", "scikit-learn"),
+    "bench": _installed("'gpu-conv[bench]'", "matplotlib"),
     "dask": _installed("'gpu-conv[dask]'", "dask", "distributed"),
     "torch": _installed("torch", "torch"),
     "jax": _installed("jax", "jax"),

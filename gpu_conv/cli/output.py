@@ -15,6 +15,11 @@ out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 
 
+def counted(count: int, what: str) -> str:
+    """``1 file``, ``2 files``."""
+    return f"{count} {what}{'' if count == 1 else 's'}"
+
+
 def print_json(value: Any) -> None:
     """One JSON document on standard output; what JSON lacks (NaN, infinity) becomes null."""
     sys.stdout.write(json.dumps(_plain(value), indent=2) + "\n")

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from .output import out, print_json, progress
+from .output import counted, out, print_json, progress
 from .session import Array, Session
 
 
@@ -20,7 +20,9 @@ def run(model: Path, inputs: Sequence[str], output: Path | None, device: str, as
     Raises:
         ValueError: an input that is not NAME=FILE.npy, or no array, or does not fit the model.
     """
-    feeds = dict(_feed(text) for text in inputs)
+    feeds = dict(map(_feed, inputs))
+    if len(feeds) < len(inputs):
+        raise ValueError(f"--input: {len(inputs)} arrays for {', '.join(feeds)}; every input takes one")
     with progress(f"loading {model.name}") as step:
         session = Session(model, device)
         step(f"running {model.name}")
@@ -39,7 +41,7 @@ def run(model: Path, inputs: Sequence[str], output: Path | None, device: str, as
         table.add_row(name, value.dtype.name, str(value.shape), *numbers)
     out.print(table)
     if output is not None:
-        out.print(f"saved {len(results)} files in {output}", markup=False, soft_wrap=True)
+        out.print(f"saved {counted(len(results), 'file')} in {output}", markup=False, soft_wrap=True)
 
 
 def _facts(name: str, value: Array, file: Path | None) -> dict[str, Any]:

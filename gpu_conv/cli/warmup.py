@@ -11,7 +11,8 @@ from rich.table import Table
 import gpu_conv
 
 from .. import execute
-from .output import out, print_json, progress
+from ..cuda import CudaUnavailable
+from .output import counted, out, print_json, progress
 
 
 def warmup(model: str, archs: Sequence[str], dims: Sequence[str], as_json: bool = False) -> None:
@@ -19,27 +20,35 @@ def warmup(model: str, archs: Sequence[str], dims: Sequence[str], as_json: bool 
 
     Raises:
         ValueError: no such model, an unknown architecture, an open axis without a size.
-        CudaUnavailable: NVRTC is missing.
+        CudaUnavailable: NVRTC is missing, or there is neither an architecture nor a GPU.
+        OSError: kernels were compiled, and the cache did not keep them.
     """
     sizes = dims_of(dims)
-    anew = _Count()
-    logger = logging.getLogger("gpu_conv.cuda.compiler")
-    logger.addHandler(anew)
-    logger.setLevel(logging.INFO)
+    compiled, refused = _Messages("compiler", logging.INFO), _Messages("cache", logging.WARNING)
     kernels = []
     with progress(f"loading {model}") as step:
         path = find_model(model, step)
-        for arch in archs or [execute.target("cuda").arch]:
+        for arch in archs or [_arch_here()]:
             kernels += gpu_conv.warmup(path, arch=arch, dims=sizes, report=step)
+    if refused.lines:
+        raise OSError(refused.lines[0])
+    anew = sum(line.startswith("compiling") for line in compiled.lines)
     if as_json:
         facts = [{"arch": k.arch, "kernel": k.name_expression, "registers": k.registers} for k in kernels]
-        print_json({"model": model, "kernels": facts, "compiled": anew.count})
+        print_json({"model": model, "kernels": facts, "compiled": anew})
         return
     table = Table("arch", "registers", "kernel")
     for kernel in kernels:
         table.add_row(kernel.arch, str(kernel.registers), kernel.name_expression)
     out.print(table)
-    out.print(f"{len(kernels)} kernels, {anew.count} of them compiled now, the others were in the cache")
+    out.print(f"{counted(len(kernels), 'kernel')}: {anew} compiled now, {len(kernels) - anew} in the cache before")
+
+
+def _arch_here() -> str:
+    try:
+        return execute.target("cuda").arch
+    except CudaUnavailable as error:
+        raise CudaUnavailable(f"without a GPU, say which one to compile for: --arch sm_90a. Here {error}") from error
 
 
 def find_model(model: str, step: Callable[[str], None]) -> Path:
@@ -55,15 +64,18 @@ def find_model(model: str, step: Callable[[str], None]) -> Path:
     return models.path(model, step)
 
 
-class _Count(logging.Handler):
-    """Counts what the compiler logs: one line per kernel that was not in the cache."""
+class _Messages(logging.Handler):
+    """What a module of ``gpu_conv.cuda`` logs."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.count = 0
+    def __init__(self, module: str, level: int) -> None:
+        super().__init__(level)
+        self.lines: list[str] = []
+        logger = logging.getLogger(f"gpu_conv.cuda.{module}")
+        logger.addHandler(self)
+        logger.setLevel(min(level, logger.getEffectiveLevel()))
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.count += str(record.msg).startswith("compiling")
+        self.lines.append(record.getMessage())
 
 
 def dims_of(texts: Sequence[str]) -> dict[str, int]:

@@ -2,6 +2,7 @@
 
 One file per kernel: a magic line, the digest of the rest, a line of JSON, cubin, PTX. Every failure (missing,
 truncated, foreign, read-only, full) is a miss or a skipped write: without a cache the library is slower, never broken.
+What keeps kernels from being stored is logged as one warning.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ def read(key: str) -> tuple[dict[str, object], bytes, bytes] | None:
 
 
 def write(key: str, facts: dict[str, object], cubin: bytes, ptx: bytes) -> None:
-    """Store one kernel, or quietly do not: readers see the whole file or none."""
+    """Store one kernel if that is possible: readers see the whole file or none."""
     data = _encode(key, facts, cubin, ptx)
     try:
         directory = _directory(create=True)
@@ -67,17 +68,22 @@ def write(key: str, facts: dict[str, object], cubin: bytes, ptx: bytes) -> None:
         if next(_writes) % SWEEP_EVERY == 0:
             _evict(directory)
     except OSError as error:
-        _LOGGER.debug("kernel not cached: %s", error)
+        _refuse(error.strerror or str(error))
 
 
 def status() -> tuple[int, int, bool]:
-    """Number of kernels, their bytes, and whether this user can add to them (or make the folder)."""
+    """Number of kernels, their bytes, and whether this user can add to them: the folder is made, a file is written."""
     path = cache_dir("kernels")
-    if not path.exists():
-        above = next(folder for folder in path.parents if folder.exists())
-        return 0, 0, os.access(above, os.W_OK)
-    sizes = [item.stat().st_size for item in path.iterdir() if not item.name.endswith(".tmp")]
-    return len(sizes), sum(sizes), _directory() is not None and os.access(path, os.W_OK)
+    try:
+        directory = _directory(create=True)
+        with tempfile.TemporaryFile(dir=path) as file:
+            file.write(bytes(1 << 16))
+        works = directory is not None
+    except OSError:
+        works = False
+    entries = path.iterdir() if path.is_dir() else ()
+    sizes = [item.stat().st_size for item in entries if not item.name.endswith(".tmp")]
+    return len(sizes), sum(sizes), works
 
 
 def _encode(key: str, facts: dict[str, object], cubin: bytes, ptx: bytes) -> bytes:
@@ -104,8 +110,9 @@ def _directory(create: bool = False) -> Path | None:
     if create:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
     found = os.lstat(path)
-    if not stat.S_ISDIR(found.st_mode) or not _is_private(found):
-        _warn_once(f"{path} is a link, or others may write into it: kernels are compiled anew in every process")
+    folder, private = stat.S_ISDIR(found.st_mode), _is_private(found)
+    if not (folder and private):
+        _refuse("another user's, or others may write into it" if folder else "a file or a link, no folder")
         return None
     return path
 
@@ -157,5 +164,5 @@ def _evict(directory: Path) -> None:
 
 
 @once
-def _warn_once(message: str) -> None:
-    _LOGGER.warning(message)
+def _refuse(reason: str) -> None:
+    _LOGGER.warning("%s: %s; kernels are compiled anew in every process", cache_dir("kernels"), reason)

@@ -185,7 +185,8 @@ def _nvrtc() -> tuple[ModuleType, str]:
     except (ImportError, RuntimeError) as error:  # RuntimeError: the binding is there, the library is not
         raise NvrtcMissing(
             'kernels are compiled with NVRTC, which is missing: pip install "gpu-conv[cuda13]" '
-            f'(or "gpu-conv[cuda12]", whichever fits your CuPy). {type(error).__name__}: {error}'
+            'or "gpu-conv[cuda12]", whichever fits your CuPy; "gpu-conv[emulator]" without a GPU. '
+            f"{type(error).__name__}: {error}"
         ) from error
     return nvrtc, f"{major}.{minor}"
 

@@ -11,8 +11,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import dask.array as da
 import numpy as np
+
+try:
+    import dask.array as da
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        f"gpu_conv.dask needs {error.name}: pip install 'gpu-conv[dask]'", name=error.name
+    ) from error
 from dask.array.core import normalize_chunks
 
 from .. import arguments, execute

@@ -46,7 +46,7 @@ class Executor:
             overwrite: whether the next call may overwrite the results.
         """
         key = tuple((type(a), a.shape, a.dtype, location(a)) for a in arrays)
-        with self._lock:
+        with self._lock, np.errstate(all="ignore"):  # Inf and NaN are data here
             plan = self._plans.get(key)
             if plan is not None:
                 self._plans.move_to_end(key)
