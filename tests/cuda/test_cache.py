@@ -181,7 +181,7 @@ def test_a_file_that_may_not_grow_leaves_nothing_behind(own_cache):
     assert [path.name for path in own_cache.iterdir()] == ["small"]
 
 
-def test_killed_in_the_middle_of_a_write_is_a_miss_or_the_entry_before(own_cache):
+def test_killed_in_the_middle_of_a_write_is_a_miss_or_the_entry_before(own_cache, monkeypatch):
     """SIGKILL while the temporary file grows: nobody cleans up, and nobody reads half of it."""
     content = ({"n": 1}, bytes(16 << 20), b"")
     cache.write("k", *content)
@@ -201,6 +201,7 @@ def test_killed_in_the_middle_of_a_write_is_a_miss_or_the_entry_before(own_cache
     assert left, "no kill fell into a write"
     for path in left:
         os.utime(path, (0, time.time() - 2 * cache._ABANDONED_SECONDS))
+    monkeypatch.setattr(cache, "SWEEP_EVERY", 1)
     cache.write("next", *ENTRY)
     assert sorted(path.name for path in own_cache.iterdir()) == ["k", "next"]
 
