@@ -98,6 +98,7 @@ def test_wrong_calls(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gpu_conv.cli.bench.find_spec", lambda name: None)
     assert "--peer torch is not installed: pip install torch" in fails("bench", "--peer", "torch")
     assert "none is installed: pip install onnxruntime" in fails("bench", "--plot", "ratios.svg")
+    assert "there is no folder absent" in fails("bench", "--plot", "absent/ratios.svg")
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert "pip install 'gpu-conv[bench]'" in fails("bench", "--plot", "ratios.svg")
 

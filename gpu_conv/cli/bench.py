@@ -48,6 +48,8 @@ def bench(device: str, options: dict[str, Any], as_json: bool, plot: Path | None
         formats = canvas()().canvas.get_supported_filetypes()  # what is missing is better found before than after
         if plot.suffix[1:] not in formats:
             raise ValueError(f"--plot {plot}: expected a file name that ends in one of .{', .'.join(formats)}")
+        if not plot.parent.is_dir():
+            raise ValueError(f"--plot {plot}: there is no folder {plot.parent}")
         if device == "cpu" and not any(map(find_spec, options["peers"])):
             raise ValueError("--plot draws ratios to other libraries, and none is installed: pip install onnxruntime")
     document = _cuda(**options, show=not as_json) if device == "cuda" else _cpu(**options, show=not as_json)
