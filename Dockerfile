@@ -17,7 +17,7 @@ RUN /venv/bin/hatchling build --target wheel --directory /wheel
 FROM ${BASE} AS runtime
 # "demo,emulator" leaves CuPy and 1.7 GB of CUDA libraries out: the image then has the CPU and the emulator.
 ARG EXTRAS=demo,cuda13
-# Whose kernels to compile, at batch 1: 11 of them, 6 s of one processor. Another GPU compiles at its first call.
+# Whose kernels to compile, at batch 1: about 3 s of one processor for each. Another GPU compiles at its first call.
 ARG ARCHS="sm_80 sm_90a"
 ENV PATH=/opt/venv/bin:$PATH \
     GPU_CONV_CACHE=/var/cache/gpu_conv \
@@ -50,4 +50,4 @@ RUN gpu-conv classify --model efficientnet_lite0
 # One BLAS thread: two of them on busy cores are many times slower than one.
 ENV OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1
 ENTRYPOINT ["python", "-m", "pytest"]
-CMD ["-n", "auto", "--maxprocesses", "8"]
+CMD ["-n", "auto", "--maxprocesses", "8", "--dist", "worksteal"]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import json
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -58,6 +60,11 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("installed")
     zipfile.ZipFile(wheel).extractall(folder)
     return folder
+
+
+def test_the_image_runs_the_tests_as_make_does() -> None:
+    command = re.findall(r"^CMD (.*)$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)[-1]
+    assert f"pytest {' '.join(json.loads(command))} $(ARGS)" in (ROOT / "Makefile").read_text()
 
 
 # ------------------------------------------------------------------------------------------------------ distributions
