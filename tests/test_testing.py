@@ -53,6 +53,14 @@ def test_the_workflow_is_one():
         assert needed in text
 
 
+@pytest.mark.parametrize("page", ["testing.md", "container.md"])
+def test_workflows_can_be_read(page):
+    yaml = pytest.importorskip("yaml")
+    (text,) = blocks(page, "yaml")
+    (job,) = yaml.safe_load(text)["jobs"].values()
+    assert all(step.keys() & {"uses", "run"} for step in job["steps"])
+
+
 def test_numpy_arrays_are_convolved_by_the_emulator():
     x, w = rng(1, 4, 6, 6), rng(4, 1, 3, 3)
     plain = gpu_conv.conv2d(x, w, groups=4)
