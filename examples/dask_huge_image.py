@@ -26,6 +26,7 @@ import gpu_conv.dask
 Array = np.ndarray[Any, Any]
 
 REACH = 3  # of the 7x7 filter to each side
+LEAST = 304  # rows and columns: windows of 256 are compared, which begin at least 300 before the end
 
 
 def sharpen() -> Array:
@@ -60,6 +61,23 @@ def lazy(shape: tuple[int, int], chunk: int) -> da.Array:
     return da.map_blocks(make, chunks=chunks, dtype=np.float32, meta=np.empty((0,) * 4, np.float32))
 
 
+def image(path: Path | None, gigabytes: float, chunk: int) -> da.Array:
+    """The file, or the scene in that size, as a dask array ``[1, 1, h, w]``.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError, OverflowError: it is not such an image, or the image is too small; the size is no number.
+    """
+    mapped = np.lib.format.open_memmap(path, mode="r") if path else None
+    width = 1 << 14
+    shape = (int(gigabytes * 1e9 / 4 / width), width) if mapped is None else mapped.shape
+    if mapped is not None and (mapped.ndim != 2 or mapped.dtype != np.float32):
+        raise ValueError(f"expected [h, w] of float32, got {list(shape)} of {mapped.dtype}")
+    if min(shape) < LEAST:
+        raise ValueError(f"{shape[0]} x {shape[1]} is too small: at least {LEAST} x {LEAST}")
+    return lazy(shape, chunk) if mapped is None else da.from_array(mapped, chunks=chunk)[np.newaxis, np.newaxis]
+
+
 class NpyFile:
     """A ``.npy`` file to write to in parts; it is mapped only for as long as a part takes."""
 
@@ -85,29 +103,40 @@ def worst_difference(path: Path, x: da.Array, w: Array, windows: int) -> float:
     return worst
 
 
+def positive(text: str) -> int:
+    """A whole number from 1."""
+    if int(text) < 1:
+        raise ValueError
+    return int(text)
+
+
 def main() -> None:
     """Parse, run, report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gigabytes", type=float, default=2.1, help="size of the generated image, float32 (2.1)")
     parser.add_argument("--input", type=Path, help="a .npy file [h, w] of float32 instead")
     parser.add_argument("--output", type=Path, default=Path("sharp.npy"))
-    parser.add_argument("--chunk", type=int, default=1024, help="rows and columns of a tile (1024)")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--chunk", type=positive, default=1024, help="rows and columns of a tile (1024)")
+    parser.add_argument("--threads", type=positive, default=2)
     given = parser.parse_args()
 
-    if given.input:
-        image = np.load(given.input, mmap_mode="r")
-        x = da.from_array(image, chunks=given.chunk)[np.newaxis, np.newaxis]
-    else:
-        width = 1 << 14
-        x = lazy((int(given.gigabytes * 1e9 / 4 / width), width), given.chunk)
+    try:
+        x = image(given.input, given.gigabytes, given.chunk)
+    except (OSError, ValueError, OverflowError) as error:
+        parser.error(f"--input {given.input}: {error}" if given.input else f"--gigabytes {given.gigabytes:g}: {error}")
     w = sharpen()
     y = gpu_conv.dask.conv2d(x, w, padding=REACH)
+    try:
+        if given.input and given.output.exists() and given.output.samefile(given.input):
+            raise FileExistsError("it is the input")
+        file = NpyFile(given.output, y.shape, y.dtype)
+    except OSError as error:
+        parser.error(f"--output {given.output}: {error}")
     print(f"{x.shape[2]} x {x.shape[3]}: {x.nbytes / 1e9:.2f} GB in {x.npartitions} chunks, {given.threads} threads")
 
     start = time.perf_counter()
     with ProgressBar(), dask.config.set(num_workers=given.threads):
-        da.store(y, NpyFile(given.output, y.shape, y.dtype), lock=False, scheduler="threads")
+        da.store(y, file, lock=False, scheduler="threads")
     seconds = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     print(f"{y.nbytes / 1e9:.2f} GB written to {given.output}, peak memory {peak:.2f} GB, {seconds:.0f} s")

@@ -1,8 +1,11 @@
 """Dask in one process: every chunking gives what one machine gives, and wrong calls fail before any work."""
 
 import doctest
+import re
+import runpy
 import sys
 from collections import Counter
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import dask.array as da
@@ -310,6 +313,52 @@ def test_chunks_of_another_shape_than_declared():
     for options in ({}, {"padding": 1}):
         with pytest.raises(ValueError, match=r"x declares a part \(1, 1, \d\) of a chunk, but"):
             compute(gd.conv1d(x, np.ones((1, 1, 1 + len(options)), F32), **options))
+
+
+# ---------------------------------------------------------------------------------------------------------- the example
+
+
+def example(monkeypatch, *arguments):
+    """``examples/dask_huge_image.py`` with these arguments."""
+    path = Path(__file__).parents[1] / "examples/dask_huge_image.py"
+    monkeypatch.setattr(sys, "argv", [str(path), *map(str, arguments)])
+    runpy.run_path(str(path), run_name="__main__")
+
+
+def test_the_example(monkeypatch, tmp_path, capsys):
+    x, y = tmp_path / "x.npy", tmp_path / "y.npy"
+    np.save(x, normal(310, 400))
+    example(monkeypatch, "--input", x, "--output", y, "--chunk", 128)
+    assert "in 12 chunks" in (printed := capsys.readouterr().out)
+    assert float(printed.split()[-1]) < 1e-5  # the largest difference
+    assert np.load(y).shape == (1, 1, 310, 400)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--gigabytes 0", "0 x 16384 is too small"),
+        ("--gigabytes -1", "is too small"),
+        ("--gigabytes nan", "--gigabytes nan: "),
+        ("--gigabytes inf", "--gigabytes inf: "),
+        ("--input missing.npy", "No such file"),
+        ("--input text.npy", "the magic string is not correct"),
+        ("--input bytes.npy", r"expected \[h, w\] of float32, got \[400, 400\] of uint8"),
+        ("--input image.npy --output image.npy", "--output image.npy: it is the input"),
+        ("--input image.npy --output missing/y.npy", "--output missing/y.npy: .*No such file"),
+        ("--chunk 0", "--chunk: invalid"),
+    ],
+)
+def test_wrong_use_of_the_example(monkeypatch, tmp_path, capsys, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    Path("text.npy").write_text("root:x:0:0\n")
+    np.save("bytes.npy", np.zeros((400, 400), np.uint8))
+    np.save("image.npy", np.zeros((400, 400), F32))
+    before = Path("image.npy").read_bytes()
+    with pytest.raises(SystemExit, match="2"):
+        example(monkeypatch, *arguments.split())
+    assert re.search(message, capsys.readouterr().err)
+    assert Path("image.npy").read_bytes() == before
 
 
 # ----------------------------------------------------------------------------------------------------------- docstrings
