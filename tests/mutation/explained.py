@@ -39,6 +39,20 @@ RULES = (
     (
         "direct",
         "change immediate",
+        r"^setp\.lt\.s\d+ \S+ \S+ 1 -> .* 0$",
+        r"while \(tap < Index\(p\.tap_steps",
+        "there is always one tap step",
+    ),
+    (
+        r"direct<.*, 1, \d+>",
+        "(lose|exchange) operation",
+        r"^sub\.s",
+        r"const Index left = ",
+        "the one output of a tile exists: left is positive",
+    ),
+    (
+        "direct",
+        "change immediate",
         r"^setp\.gt\.s\d+ \S+ \S+ 0 -> .* -1$",
         r"meets\[j\] = j < left",
         "the first output of a tile exists",
@@ -184,7 +198,13 @@ RULES = (
         r"inside\(p, c, row\[c\]",
         "rows outside of the map reach only outputs that are not stored here",
     ),
-    (TILES, "change immediate", r"selp\.[bu]64 .* 0, ", "", "the address of a copy of zero bytes is not used"),
+    (
+        f"{TILES}|pointwise",
+        "change immediate",
+        r"selp\.[bu]64 .* 0, ",
+        "",
+        "the address of a copy of zero bytes is not used",
+    ),
     (
         TILES,
         "change immediate",
