@@ -83,14 +83,14 @@ def _few(rows: int, columns: int, slab: int, k_warps: int, blocks: int, split: b
 _WIDE = (_streaming(128, 128, 128, 64, 64, 2, stages=3), _streaming(128, 96, 128, 32, 48, 2, stages=3))
 _LOW, _TALL = _resident(48, 128, 64, 48, 16, 2), _resident(192, 64, 64, 48, 32, 2)
 
-# Bytes of an element, tile -> capabilities for which it is not offered, because ptxas spilled.
+# Bytes of an element, tile -> capabilities for which it is not offered, because ptxas spilled (13.5's only TF32).
 _AMPERE, _BLACKWELL = range(80, 90), range(100, 130)  # the latter begins the loads of later steps early
 SPILLING: dict[tuple[int, Tile], tuple[range, ...]] = {
     (4, _WIDE[0]): (_BLACKWELL,),  # TF32, 16 to 44 bytes
     (4, _WIDE[1]): (_BLACKWELL,),
-    (2, _LOW): (_AMPERE,),  # results stored one by one, 16 bytes: sm_80 with NVRTC 13.0, sm_86 with 12.9
-    (1, _WIDE[1]): (_BLACKWELL,),  # clip, 24 bytes: sm_120 with NVRTC 12.9
-    (1, _TALL): (_AMPERE, _BLACKWELL),  # clip, 12 to 16 bytes: the same, and as _LOW
+    (2, _LOW): (_AMPERE,),  # results stored one by one, 16 bytes: NVRTC 12.9 and 13.0
+    (1, _WIDE[1]): (_BLACKWELL,),  # clip, 24 bytes: sm_120, 12.9
+    (1, _TALL): (_AMPERE, _BLACKWELL),  # clip, 12 to 16 bytes: the same two
 }
 
 # Keyed by the engine and by whether pixels are in the rows. Registers decide the warp tiles: 2 blocks of 256 threads
