@@ -88,9 +88,12 @@ _AMPERE, _BLACKWELL = range(80, 90), range(100, 130)  # the latter begins the lo
 SPILLING: dict[tuple[int, Tile], tuple[range, ...]] = {
     (4, _WIDE[0]): (_BLACKWELL,),  # TF32, 16 to 44 bytes
     (4, _WIDE[1]): (_BLACKWELL,),
-    (2, _LOW): (_AMPERE,),  # results stored one by one, 16 bytes: NVRTC 12.9 and 13.0
+    (2, _LOW): (
+        _AMPERE,
+        range(100, 110),
+    ),  # 16 bytes where results are stored one by one, 20 to 36 for sm_100 with 12.9
     (1, _WIDE[1]): (_BLACKWELL,),  # clip, 24 bytes: sm_120, 12.9
-    (1, _TALL): (_AMPERE, _BLACKWELL),  # clip, 12 to 16 bytes: the same two
+    (1, _TALL): (_AMPERE, _BLACKWELL),  # clip, 12 to 16 bytes: 12.9 and 13.0
 }
 
 # Keyed by the engine and by whether pixels are in the rows. Registers decide the warp tiles: 2 blocks of 256 threads
