@@ -189,8 +189,9 @@ def products() -> Iterator[ConvProblem]:
     """Products for the tiles of the pointwise kernel: every dtype and engine, pixels in rows and in columns."""
     kinds = [(dtype, "gelu", {}) for dtype in FLOATS] + [("float32", "gelu", {"precision": "tf32"})]
     kinds += [(dtype, ("clip", -9, 9), zero) for dtype in ("int8", "uint8") for zero in ({}, {"w_zero_point": 3})]
-    for (dtype, activation, extra), last, residual in product(kinds, BOTH, BOTH):
-        row = _geometry(64, 64, 1, (28, 28), (1, 1)) | {"epilogue": ("add",) * residual}
+    for (dtype, activation, extra), last, residual, size in product(kinds, BOTH, BOTH, (28, 7)):
+        # Planes of 7x7 are gathered and stored element by element.
+        row = _geometry(64, 64, 1, (size, size), (1, 1)) | {"epilogue": ("add",) * residual}
         yield problem(row, dtype, last, activation=activation, **extra)
 
 

@@ -94,9 +94,13 @@ struct Plan {
     static constexpr int kXBytes = kPixels * TILE::kSlabBytes, kWBytes = kChannels * TILE::kSlabBytes;
     static constexpr int kStageBytes = kXBytes + (TILE::kResident ? 0 : kWBytes);
 
-    // Chunks of 16 bytes that a thread gathers together. Of 16-bit elements two are 16 loads under way, which spilled
-    // up to 92 bytes where the filter is gathered as well.
+    // Chunks of 16 bytes that a thread gathers together. Of 16-bit elements two are 16 loads under way: up to 128 bytes
+    // spilled, but for sm_90, where it was timed so, only where the filter is gathered as well.
+#if __CUDA_ARCH__ == 900
     static constexpr int kGatheredAtOnce = sizeof(X) == 1 || (sizeof(X) == 2 && ACCESS::kWCopy < 4) ? 1 : 2;
+#else
+    static constexpr int kGatheredAtOnce = sizeof(X) <= 2 ? 1 : 2;
+#endif
 
     // Rows of the staged output: an odd number of 16-byte chunks for narrow elements, an odd number of pairs of chunks
     // for 32-bit ones: the 8 or 4 rows that a warp writes at once then lie in different banks.

@@ -288,7 +288,7 @@ def test_registers_do_not_spill(engine):
 @pytest.mark.parametrize("arch", ["sm_86", "sm_90a", "sm_120"])
 @pytest.mark.parametrize(("size", "tile"), SPILLING)
 def test_spilling_tiles_are_not_offered(arch, size, tile):
-    dtype, options = {4: ("float32", {"precision": "tf32"}), 2: ("bfloat16", {}), 1: ("int8", {})}[size]
+    dtype, options = {4: ("float32", {"precision": "tf32"}), 1: ("int8", {})}[size]
     target, offered = KNOWN_TARGETS[arch], set()
     for shape in ((1, 8, 8, 64), (1, 64, 8, 8)):
         layouts = {"input_layout": "nhwc"} if shape[-1] == 64 else {}
@@ -299,10 +299,12 @@ def test_spilling_tiles_are_not_offered(arch, size, tile):
 
 
 @pytest.mark.parametrize("arch", ["sm_80", "sm_120"])
-def test_a_gathered_filter_does_not_spill(arch):
-    """16 loads under way of its 16-bit elements did; the other kernels of the matrix copy it."""
-    x, w = np.empty((1, 64, 28, 28), np.float16), np.empty((64, 256, 1, 1), np.float16)
-    problem = arguments.prepare(x, w, filter_layout="iohw", activation="gelu").problem
+@pytest.mark.parametrize(("size", "layout"), [(28, "iohw"), (7, "oihw")], ids=["filter", "pixels"])
+def test_what_is_gathered_does_not_spill(arch, size, layout):
+    """16 loads under way of 16-bit elements did."""
+    x = np.empty((1, 64, size, size), np.float16)
+    w = np.empty((64, 256, 1, 1) if layout == "iohw" else (256, 64, 1, 1), np.float16)
+    problem = arguments.prepare(x, w, filter_layout=layout, activation="gelu").problem
     target = KNOWN_TARGETS[arch]
     tiles = [tile for tile in pointwise.tiles(problem, target) if (tile.warp_rows, tile.warp_columns) == (48, 32)]
     assert tiles
