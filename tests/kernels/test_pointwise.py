@@ -98,10 +98,10 @@ def test_depths(arch):
 
 @pytest.mark.parametrize(("dtype", "in_rows"), [("float16", True), ("float16", False), ("float32", True)])
 def test_odd_residues(dtype, in_rows):
-    """One element at a time, where nothing is aligned."""
+    """One element at a time, where nothing is aligned; once more slabs of k than the ring holds."""
     engine = Engine.IEEE if dtype == "float32" else Engine.TENSOR_CORES
     for i in range(1, 18, 2):
-        sizes = (dtype, 3 * i + 14, 34 - i, (1, 8 + i))
+        sizes = (dtype, 3 * i + 14 + (i == 17) * 324, 34 - i, (1, 8 + i))
         x, w, layout = conv1x1(*sizes, in_rows=in_rows, groups=1 + i // 2 % 2, batch=1 + i // 6 % 2, seed=i)
         bias = i % 5 < 3 and "float32"  # alone, beside a residual, or neither
         run(with_tile(tile_of(engine, in_rows, FEW)), x, w, bias=bias, residual=i % 3 == 0, **layout)

@@ -39,9 +39,9 @@ RULES = (
     (
         "direct",
         "change immediate",
-        r"^setp\.lt\.s\d+ \S+ \S+ 1 -> .* 0$",
+        r"^setp\.lt\.s\d+ \S+ \S+ 1 -> .* [02]$",
         r"while \(tap < Index\(p\.tap_steps",
-        "there is always one tap step",
+        "there is always one tap step; where there is no other, all taps leave the remainder of the first",
     ),
     (
         r"direct<.*, 1, \d+>",
@@ -164,8 +164,8 @@ RULES = (
     ),
     (
         "pointwise",
-        "change comparison",
-        r"^setp\.(lt|ge)\.s32",
+        "change (comparison|guard)",
+        r"^(setp\.(lt|ge|gt)\.s32|@%p\d+ bra)",
         r"next_tile < p\.pixel_tiles && next_slab < end_slab",
         "one slab more is fetched, which nobody reads, and waited for before its memory is used again",
     ),
