@@ -43,7 +43,7 @@ class Tile(NamedTuple):
         ahead: input rows in flight beyond the one in use.
         min_blocks: blocks per multiprocessor to compile for; it caps the registers at 65536 / (128 * min_blocks).
         itemsize: of the elements that the row is for; 0 for any.
-        capabilities: compute capabilities that the row is for.
+        at_least, below: compute capabilities that the row is for.
     """
 
     depth: int
@@ -55,10 +55,9 @@ class Tile(NamedTuple):
     ahead: int
     min_blocks: int
     itemsize: int = 0
-    capabilities: range = range(1000)
+    at_least: int = 0
+    below: int = 1000
 
-
-_DATACENTER = range(100, 110)  # Blackwell's: sm_100
 
 # The first row that covers the filter. Registers are the weights and rolling sums, depth * rows * columns * vector +
 # ceil(rows / stride) * width * vector, and the rows in flight; min_blocks is the most that compiles without spills for
@@ -76,12 +75,11 @@ TILES = (
     Tile(1, 5, 5, 2, 2, 2, 1, 3),
     Tile(1, 7, 7, 1, 1, 4, 1, 2),
     Tile(1, 7, 7, 2, 1, 2, 1, 2),
-    Tile(3, 3, 3, 1, 1, 4, 1, 2, capabilities=_DATACENTER),  # two channels: 64 bytes spilled with NVRTC 12.9
+    Tile(3, 3, 3, 1, 1, 4, 1, 2, at_least=100, below=110),  # two channels: 64 bytes spilled with NVRTC 12.9
     Tile(3, 3, 3, 1, 2, 4, 1, 2, itemsize=2),
     Tile(3, 3, 3, 1, 1, 4, 1, 2),  # two channels of float32: 254 registers, and 16 bytes spilled with NVRTC 13.0
-    Tile(3, 3, 3, 2, 1, 2, 1, 2, capabilities=_DATACENTER),  # four columns: 104 to 896 bytes, three: up to 112
-    # Four columns: 72 bytes spilled on sm_80, 68 us against 54.
-    Tile(3, 3, 3, 2, 1, 3, 1, 2, itemsize=2, capabilities=range(90)),
+    Tile(3, 3, 3, 2, 1, 2, 1, 2, at_least=100, below=110),  # four columns: 104 to 896 bytes, three: up to 112
+    Tile(3, 3, 3, 2, 1, 3, 1, 2, itemsize=2, below=90),  # four columns: 72 bytes spilled on sm_80, 68 us against 54
     Tile(3, 3, 3, 2, 1, 4, 1, 2),
 )
 
@@ -90,7 +88,8 @@ def tiles(p: ConvProblem, target: Target) -> list[Tile]:
     """The rows that cover the filter."""
     depth, rows, columns = three(p.filter, 1)
     stride, sizes = three(p.strides, 1)[2], (0, ITEMSIZE[p.x.dtype])
-    fitting = [t for t in TILES if t.stride == stride and t.itemsize in sizes and target.capability in t.capabilities]
+    fitting = [t for t in TILES if t.stride == stride and t.itemsize in sizes]
+    fitting = [t for t in fitting if t.at_least <= target.capability < t.below]
     return [t for t in fitting if depth <= t.depth and rows <= t.rows and columns <= t.columns]
 
 

@@ -81,13 +81,14 @@ def _few(rows: int, columns: int, slab: int, k_warps: int, blocks: int, split: b
 
 
 _WIDE = (_streaming(128, 128, 128, 64, 64, 2, stages=3), _streaming(128, 96, 128, 32, 48, 2, stages=3))
-_TALL = _resident(192, 64, 64, 48, 32, 2)
+_FLAT, _TALL = _streaming(96, 128, 128, 48, 32, 2, stages=3), _resident(192, 64, 64, 48, 32, 2)
 
 # Bytes of an element, tile -> capabilities for which it is not offered, because ptxas spilled (13.5's only TF32).
 _AMPERE, _BLACKWELL = range(80, 90), range(100, 130)  # the latter begins the loads of later steps early
 SPILLING: dict[tuple[int, Tile], tuple[range, ...]] = {
     (4, _WIDE[0]): (_BLACKWELL,),  # TF32, 16 to 44 bytes
     (4, _WIDE[1]): (_BLACKWELL,),
+    (4, _FLAT): (_BLACKWELL,),  # planes of odd size: sm_120, 13.0
     (1, _WIDE[1]): (_BLACKWELL,),  # clip, 24 bytes: sm_120, 12.9
     (1, _TALL): (_AMPERE, _BLACKWELL),  # clip, 12 to 16 bytes: 12.9 and 13.0
 }
@@ -132,7 +133,7 @@ TILES: dict[tuple[Engine, bool], tuple[Tile, ...]] = {
         _TALL,
         _resident(128, 128, 64, 64, 64, 2),
         _streaming(128, 128, 128, 64, 64, 2, stages=3),
-        _streaming(96, 128, 128, 48, 32, 2, stages=3),
+        _FLAT,
         _streaming(160, 64, 128, 32, 32, 1, stages=3),
         _streaming(64, 128, 128, 32, 32, 2, stages=3),
         _streaming(64, 64, 128, 32, 32, 4, stages=3),
