@@ -165,7 +165,7 @@ RULES = (
     (
         "pointwise",
         "change (comparison|guard)",
-        r"^(setp\.(lt|ge|gt)\.s32|@%p\d+ bra)",
+        r"^(setp\.(lt|ge|gt)\.s32|@%p\d+ bra \S+ -> bra )",
         r"next_tile < p\.pixel_tiles && next_slab < end_slab",
         "one slab more is fetched, which nobody reads, and waited for before its memory is used again",
     ),
