@@ -2,7 +2,7 @@
 # Builds both images with buildah and checks what they promise: run.sh BASE [BUILD-ARGUMENT=VALUE ...].
 #   tests/container/base.sh debian-python && tests/container/run.sh debian-python ARCHS=sm_80
 # Inside another container, or without user namespaces: BUILDAH_ISOLATION=chroot STORAGE_DRIVER=vfs, as root.
-# TESTS, a list of pytest arguments, replaces the short list below.
+# TESTS, a list of pytest arguments, replaces the short list below; TESTS="-n auto --dist worksteal" is the whole suite.
 set -euo pipefail
 
 base=${1:?usage: run.sh BASE [BUILD-ARGUMENT=VALUE ...]}
@@ -27,7 +27,9 @@ from() { # image; sets container
     container=$(buildah from "$1")
     containers+=("$container")
 }
-inside() { unshare --net buildah run "$container" -- "$@"; } # without network: all that is needed is in the image
+inside() { # without network but the loopback, on which workers of Dask meet: all that is needed is in the image
+    unshare --net sh -c 'ip link set lo up && exec "$@"' sh buildah run "$container" -- "$@"
+}
 configured() { # Entrypoint, Cmd or Healthcheck.Test; sets words
     local list
     list=$(buildah inspect --format "{{range .Docker.Config.$1}}{{println .}}{{end}}" "$container")
