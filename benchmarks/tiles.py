@@ -173,8 +173,11 @@ class Bench:
     def _of_chain(self, chain: Chain) -> list[Callable[[Any], dict[str, Any]]]:
         """One function per operand set, which packs the filters for a tile once."""
         xp, rng, packed = self.xp, self.xp.random.RandomState(0), {}
-        ints = lambda *shape, dtype="float16": rng.randint(-2, 3, shape).astype(dtype)  # noqa: E731
         e = chain.expanded
+
+        def ints(*shape: int, dtype: str = "float16") -> Any:
+            return rng.randint(-2, 3, shape).astype(dtype)
+
         few = (rng.random_sample((e, chain.in_channels)) < 4 / chain.in_channels).astype("float16")
         filters = {"expand": ints(e, chain.in_channels) * few if chain.expand else None, "depthwise": ints(e, 3, 3)}
         filters |= {"project": ints(chain.out_channels, e)}

@@ -200,7 +200,7 @@ def attempt(function: Callable[[], Entry], free: Callable[[], None]) -> Entry:
     """A row's result, or its error: one bad row must not end a run that cannot be repeated cheaply."""
     try:
         return function()
-    except Exception as error:  # noqa: BLE001
+    except Exception as error:  # noqa: BLE001  (see above)
         steps = traceback.extract_tb(error.__traceback__)[-3:]
         where = [f"{Path(s.filename).name}:{s.lineno} {s.name}" for s in steps]  # of no machine's folders
         return {"error": f"{type(error).__name__}: {error}"[:500], "where": where}
